@@ -1,0 +1,43 @@
+"""Everything the choice of a convolution algorithm depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Pass = Literal["forward", "grad_input", "grad_weight"]
+Layout = Literal["NCHW", "NHWC"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One pass of one depthwise convolution; sizes are in elements.
+
+    ``padding`` is (top, bottom, left, right), so that even kernels can be padded unevenly.
+    """
+
+    pass_: Pass
+    batch: int
+    channels: int
+    height: int
+    width: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    dtype: torch.dtype
+    layout: Layout
+    device: str  # torch.device.type
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Output height and width."""
+        top, bottom, left, right = self.padding
+        reach_h = self.dilation[0] * (self.kernel_size[0] - 1) + 1
+        reach_w = self.dilation[1] * (self.kernel_size[1] - 1) + 1
+        return (
+            (self.height + top + bottom - reach_h) // self.stride[0] + 1,
+            (self.width + left + right - reach_w) // self.stride[1] + 1,
+        )
