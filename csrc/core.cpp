@@ -1,0 +1,130 @@
+// The C interface: picks the instruction set, allocates the workspace, calls the kernels.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "kernels.h"
+
+#ifdef RK_HAVE_AVX512
+RK_DECLARE_KERNELS(avx512);
+#endif
+#ifdef RK_HAVE_AVX2
+RK_DECLARE_KERNELS(avx2);
+#endif
+RK_DECLARE_KERNELS(baseline);
+
+namespace {
+
+struct Candidate {
+    const Kernels* kernels;
+    bool executable;
+};
+
+bool has_avx512() {
+#ifdef RK_HAVE_AVX512
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+    return false;
+#endif
+}
+
+bool has_avx2() {
+#ifdef RK_HAVE_AVX2
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return false;
+#endif
+}
+
+const Candidate* candidates(int* count) {
+    static const Candidate list[] = {
+#ifdef RK_HAVE_AVX512
+        {&rk_kernels_avx512, has_avx512()},
+#endif
+#ifdef RK_HAVE_AVX2
+        {&rk_kernels_avx2, has_avx2()},
+#endif
+        {&rk_kernels_baseline, true},
+    };
+    *count = sizeof list / sizeof *list;
+    return list;
+}
+
+const Kernels* find(const char* name) {
+    int count;
+    const Candidate* list = candidates(&count);
+    for (int i = 0; i < count; i++)
+        if (list[i].executable && (!name || !*name || !std::strcmp(name, list[i].kernels->isa))) return list[i].kernels;
+    return nullptr;
+}
+
+std::atomic<const Kernels*> current{nullptr};
+
+const Kernels& kernels() {
+    const Kernels* chosen = current.load(std::memory_order_acquire);
+    if (!chosen) {
+        chosen = find(nullptr);
+        current.store(chosen, std::memory_order_release);
+    }
+    return *chosen;
+}
+
+const Algorithm& algorithm(const rk_problem& problem) { return kernels().algorithms[problem.algorithm]; }
+
+size_t round_up(size_t bytes) { return (bytes + 4095) / 4096 * 4096 + 64; }  // + 64: threads differ in cache set
+
+}  // namespace
+
+int rk_supports(const rk_problem* problem) {
+    return algorithm(*problem).supports(*problem) ? RK_OK : RK_UNSUPPORTED;
+}
+
+size_t rk_workspace_bytes(const rk_problem* problem) { return algorithm(*problem).workspace_bytes(*problem); }
+
+size_t rk_spectrum_bytes(const rk_problem* problem) { return algorithm(*problem).spectrum_bytes(*problem); }
+
+static int call(const rk_problem* problem, void* input, float* weight, const void* spectrum, const float* bias,
+                void* output, void (*Algorithm::*step)(const Call&)) {
+    const Algorithm& chosen = algorithm(*problem);
+    if (!chosen.supports(*problem)) return RK_UNSUPPORTED;
+    const size_t stride = round_up(chosen.workspace_bytes(*problem));
+    void* workspace = std::aligned_alloc(64, stride * problem->threads);
+    if (!workspace) return RK_OUT_OF_MEMORY;
+    (chosen.*step)({problem, input, weight, spectrum, bias, output, static_cast<char*>(workspace), stride});
+    std::free(workspace);
+    return RK_OK;
+}
+
+int rk_prepare(const rk_problem* problem, const float* weight, void* spectrum) {
+    return call(problem, nullptr, const_cast<float*>(weight), spectrum, nullptr, nullptr, &Algorithm::prepare);
+}
+
+int rk_run(const rk_problem* problem, void* input, float* weight, const void* spectrum, const float* bias,
+           void* output) {
+    return call(problem, input, weight, spectrum, bias, output, &Algorithm::run);
+}
+
+const char* rk_available_isas(void) {
+    static const std::string names = [] {
+        int count;
+        const Candidate* list = candidates(&count);
+        std::string joined;
+        for (int i = 0; i < count; i++)
+            if (list[i].executable) joined += (joined.empty() ? "" : ",") + std::string(list[i].kernels->isa);
+        return joined;
+    }();
+    return names.c_str();
+}
+
+const char* rk_isa(void) { return kernels().isa; }
+
+int rk_force_isa(const char* name) {
+    const Kernels* wanted = find(name);
+    if (!wanted) return RK_UNSUPPORTED;
+    current.store(wanted, std::memory_order_release);
+    return RK_OK;
+}
+
+double rk_fma_peak(int threads) { return kernels().fma_peak(threads); }

@@ -1,0 +1,32 @@
+// Table of what one instruction set offers; kernels.cpp defines one per instruction set.
+#pragma once
+
+#include "replknet_core.h"
+
+// Arguments of rk_run, with the workspace of all threads: thread t owns `workspace + t * stride`.
+struct Call {
+    const rk_problem* problem;
+    void* input;
+    float* weight;
+    const void* spectrum;
+    const float* bias;
+    void* output;
+    char* workspace;
+    size_t workspace_stride;
+};
+
+struct Algorithm {
+    bool (*supports)(const rk_problem&);
+    size_t (*workspace_bytes)(const rk_problem&);  // of one thread
+    size_t (*spectrum_bytes)(const rk_problem&);
+    void (*prepare)(const Call&);  // writes call.spectrum from call.weight
+    void (*run)(const Call&);
+};
+
+struct Kernels {
+    const char* isa;
+    Algorithm algorithms[2];  // indexed by RK_DIRECT, RK_FFT
+    double (*fma_peak)(int threads);
+};
+
+#define RK_DECLARE_KERNELS(isa) extern "C" const Kernels rk_kernels_##isa

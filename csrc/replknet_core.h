@@ -1,0 +1,72 @@
+/* The C interface of the native core: depthwise convolution on CPU tensors of any strides.
+ *
+ * Nothing here keeps memory, state or a reference after it returns, except rk_force_isa. All functions may be
+ * called from any number of threads at once. */
+#ifndef REPLKNET_CORE_H
+#define REPLKNET_CORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define RK_API __declspec(dllexport)
+#else
+#define RK_API __attribute__((visibility("default")))
+#endif
+
+enum { RK_FORWARD = 0, RK_GRAD_INPUT = 1, RK_GRAD_WEIGHT = 2 };
+enum { RK_DIRECT = 0, RK_FFT = 1 };
+enum { RK_F32 = 0, RK_BF16 = 1, RK_F16 = 2 };
+enum { RK_OK = 0, RK_UNSUPPORTED = 1, RK_OUT_OF_MEMORY = 2 };
+
+/* One pass of one depthwise convolution. Strides are in elements, in the order n, c, h, w. "input" is the
+ * layer's input or the gradient with respect to it, "output" the layer's output or the gradient with respect to
+ * it. The weight and its gradient are contiguous (C, Kh, Kw), bias is (C); both, in every pass, are float32.
+ * dtype is that of input and output. */
+typedef struct rk_problem {
+    int64_t batch, channels, in_h, in_w, out_h, out_w;
+    int64_t input_stride[4], output_stride[4];
+    int32_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
+    int32_t pass, algorithm, dtype, relu, threads;
+} rk_problem;
+
+/* RK_OK, or RK_UNSUPPORTED. */
+RK_API int rk_supports(const rk_problem* problem);
+
+/* Bytes of workspace of one thread, allocated and freed by rk_run. */
+RK_API size_t rk_workspace_bytes(const rk_problem* problem);
+
+/* Bytes of the filter spectra that rk_prepare writes; 0 where the algorithm has none. */
+RK_API size_t rk_spectrum_bytes(const rk_problem* problem);
+
+/* Transform the filters of a forward problem once, for many calls of rk_run. `spectrum` is aligned to 64. */
+RK_API int rk_prepare(const rk_problem* problem, const float* weight, void* spectrum);
+
+/* Compute a pass:
+ *   forward      input, weight (or spectrum), bias or NULL  -> output
+ *   grad_input   output gradient, weight                    -> input gradient
+ *   grad_weight  input, output gradient                     -> weight gradient
+ * `spectrum` may be NULL; when given, `weight` is not read. */
+RK_API int rk_run(const rk_problem* problem, void* input, float* weight, const void* spectrum, const float* bias,
+                  void* output);
+
+/* Comma-separated instruction sets that are compiled in and that this machine executes, best first. */
+RK_API const char* rk_available_isas(void);
+
+/* The instruction set in use. */
+RK_API const char* rk_isa(void);
+
+/* Use one instruction set from now on; NULL or "" for the best. RK_UNSUPPORTED if it is not available. */
+RK_API int rk_force_isa(const char* name);
+
+/* Float32 multiply-adds a second, times two, that `threads` threads reach in registers: the roofline. */
+RK_API double rk_fma_peak(int threads);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,63 @@
+"""The one module that touches the native core: loads the library and declares its C interface."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+FORWARD, GRAD_INPUT, GRAD_WEIGHT = 0, 1, 2
+DIRECT, FFT = 0, 1
+F32, BF16, F16 = 0, 1, 2
+
+
+class ProblemStruct(ctypes.Structure):
+    """``rk_problem`` of csrc/replknet_core.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in "batch channels in_h in_w out_h out_w".split()),
+        ("input_stride", ctypes.c_int64 * 4),
+        ("output_stride", ctypes.c_int64 * 4),
+        *(
+            (name, ctypes.c_int32)
+            for name in (
+                "kernel_h kernel_w stride_h stride_w dilation_h dilation_w pad_top pad_left "
+                "pass_ algorithm dtype relu threads"
+            ).split()
+        ),
+    ]
+
+
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    path = Path(__file__).with_name("libreplknet_core.so")
+    if not path.exists():
+        return None, (
+            f"{path.name} was not built: reinstall replknet where a C++ compiler is on the PATH"
+        )
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, f"{path.name} does not load: {error}"
+    problem = ctypes.POINTER(ProblemStruct)
+    pointer, text = ctypes.c_void_p, ctypes.c_char_p
+    for name, result, arguments in (
+        ("rk_supports", ctypes.c_int, [problem]),
+        ("rk_workspace_bytes", ctypes.c_size_t, [problem]),
+        ("rk_spectrum_bytes", ctypes.c_size_t, [problem]),
+        ("rk_prepare", ctypes.c_int, [problem, pointer, pointer]),
+        ("rk_run", ctypes.c_int, [problem, *[pointer] * 5]),
+        ("rk_available_isas", text, []),
+        ("rk_isa", text, []),
+        ("rk_force_isa", ctypes.c_int, [text]),
+        ("rk_fma_peak", ctypes.c_double, [ctypes.c_int]),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    forced = os.environ.get("REPLKNET_ISA", "")
+    if library.rk_force_isa(forced.encode()):
+        available = library.rk_available_isas().decode()
+        raise ValueError(f"REPLKNET_ISA={forced!r} is not available here; use one of {available}")
+    return library, ""
+
+
+library, reason_missing = _load()
