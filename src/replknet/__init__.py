@@ -2,4 +2,8 @@
 
 from importlib.metadata import version
 
+from replknet.models import create_model, list_models
+
 __version__ = version("replknet")
+
+__all__ = ["create_model", "list_models"]

@@ -1,5 +1,6 @@
 """Layers on the operator."""
 
 from replknet.nn.depthwise import DepthwiseConv2d
+from replknet.nn.reparam import ReparamLargeKernelConv
 
-__all__ = ["DepthwiseConv2d"]
+__all__ = ["DepthwiseConv2d", "ReparamLargeKernelConv"]
