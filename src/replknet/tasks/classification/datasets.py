@@ -1,0 +1,115 @@
+"""Which images to learn from, and how to find them: one configuration, one function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from PIL.Image import Image
+
+from replknet.tasks.classification import arrays, folders, shards
+from replknet.tasks.classification.decoding import ImageMode
+
+Split = Literal["train", "val"]
+Format = Literal["folder", "fashion-mnist", "idx", "cifar10", "cifar100", "webdataset"]
+
+
+class ImageDataset(Protocol):
+    """Labelled images in a fixed order."""
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Image, int]:
+        """Image and class number; raises ``CorruptImageError`` when it cannot be decoded."""
+        ...
+
+    def source(self, index: int) -> str:
+        """Where image ``index`` comes from, for people."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A data set on disk.
+
+    ``root`` is the data set's folder; only ``format="fashion-mnist"`` works without one, on the
+    5,000 + 1,000 images that come with the package. ``val_fraction`` is the share of each class
+    held out, chosen by ``split_seed``, when an image folder has no validation folder of its own.
+    Training and evaluation skip images that cannot be decoded, and stop once more than
+    ``max_corrupt_fraction`` of the set turned out to be so.
+    """
+
+    root: str | None = None
+    format: Literal["auto"] | Format = "auto"
+    val_fraction: float = 0.2
+    split_seed: int = 0
+    max_corrupt_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.root is None and self.format != "fashion-mnist":
+            raise ValueError(
+                f"data.root is missing: pass the folder of the data set (format {self.format!r}), "
+                "or format 'fashion-mnist' for the images that come with the package"
+            )
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction must be in (0, 1), got {self.val_fraction}")
+        if not 0 <= self.max_corrupt_fraction <= 1:
+            raise ValueError(
+                f"max_corrupt_fraction must be in [0, 1], got {self.max_corrupt_fraction}"
+            )
+
+
+def open_dataset(config: DataConfig, split: Split, *, mode: ImageMode = "RGB") -> ImageDataset:
+    """Find the images of one split; they are decoded in ``mode`` when asked for.
+
+    Raises ``ValueError`` when the folder is missing or empty, does not look like ``config.format``,
+    or holds fewer than two classes.
+    """
+    dataset = _open(config, split, mode)
+    if len(dataset.class_names) < 2:
+        raise ValueError(
+            f"a classifier needs at least two classes, but {config.root} has only "
+            f"{', '.join(map(repr, dataset.class_names)) or 'none'}; give each class its own folder"
+        )
+    if not len(dataset):
+        raise ValueError(f"the {split} split of {config.root} holds no images")
+    return dataset
+
+
+def _open(config: DataConfig, split: Split, mode: ImageMode) -> ImageDataset:
+    if config.root is None:
+        return arrays.shipped_fashion_mnist(split, mode)
+    root = Path(config.root).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"data.root is not a folder: {root}")
+    readers: dict[Format, Callable[[], ImageDataset]] = {
+        "folder": lambda: folders.open_folder(
+            root, split, mode, config.val_fraction, config.split_seed
+        ),
+        "fashion-mnist": lambda: arrays.read_idx(root, split, mode, arrays.FASHION_MNIST_CLASSES),
+        "idx": lambda: arrays.read_idx(root, split, mode),
+        "cifar10": lambda: arrays.read_cifar10(root, split, mode),
+        "cifar100": lambda: arrays.read_cifar100(root, split, mode),
+        "webdataset": lambda: shards.open_shards(root, split, mode),
+    }
+    return readers[detect_format(root) if config.format == "auto" else config.format]()
+
+
+def detect_format(root: Path) -> Format:
+    """Recognise a data set by the files in its folder."""
+    names = {entry.name for entry in root.iterdir()}
+    if not names:
+        raise ValueError(f"data.root is empty: {root}")
+    if "cifar-10-batches-py" in names:
+        return "cifar10"
+    if "cifar-100-python" in names:
+        return "cifar100"
+    if any("idx3-ubyte" in name for name in names):
+        return "fashion-mnist" if arrays.is_fashion_mnist(root) else "idx"
+    if any(name.endswith(".tar") for name in names):
+        return "webdataset"
+    return "folder"

@@ -1,0 +1,136 @@
+"""One folder per class, with a validation folder or without."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from PIL.Image import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
+
+from replknet.tasks.classification.class_names import readable_names
+from replknet.tasks.classification.decoding import ImageMode, decode_image
+
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "test"),
+}
+
+
+class FolderDataset:
+    """Image files with a class each."""
+
+    def __init__(
+        self, samples: list[tuple[str, int]], class_names: tuple[str, ...], mode: ImageMode
+    ) -> None:
+        self.samples = samples
+        self.class_names = class_names
+        self.mode = mode
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Image, int]:
+        path, target = self.samples[index]
+        return decode_image(path, self.mode), target
+
+    def source(self, index: int) -> str:
+        return self.samples[index][0]
+
+
+def open_folder(
+    root: Path, split: str, mode: ImageMode, val_fraction: float, seed: int
+) -> FolderDataset:
+    """Open ``root/train`` and ``root/val`` (ImageNet's layout), or split ``root`` itself.
+
+    Without a train folder, each class folder of ``root`` gives ``val_fraction`` of its images to
+    the validation split, by the hash of their names, so that the same files are held out on every
+    machine. ImageNet's class folders (``n01440764``) are given their English names.
+    """
+    parts = {name: _first_folder(root, names) for name, names in SPLIT_FOLDERS.items()}
+    if parts["train"] is None:
+        classes = _class_folders(root)
+        samples = _split(root, _samples(root, classes), split, val_fraction, seed)
+    elif parts["val"] is None:
+        raise ValueError(
+            f"{root} has a folder {parts['train'].name!r} but none for validation; "
+            f"add one of {', '.join(SPLIT_FOLDERS['val'])}, or pass {parts['train']} as data.root "
+            "to have a part of it held out"
+        )
+    else:
+        classes = _class_folders(parts["train"])
+        _require_same(classes, _class_folders(parts["val"]), parts["train"], parts["val"])
+        folder = parts[split]
+        assert folder is not None
+        samples = _samples(folder, classes)
+    return FolderDataset(samples, readable_names(classes), mode)
+
+
+def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _class_folders(root: Path) -> list[str]:
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    if not names:
+        files = sum(
+            has_file_allowed_extension(entry.name, IMG_EXTENSIONS) for entry in root.iterdir()
+        )
+        found = f"{files} images side by side" if files else "no images"
+        raise ValueError(
+            f"{root} has no class folders ({found}); put the images of each class "
+            "into a folder named after it"
+        )
+    return names
+
+
+def _samples(root: Path, classes: list[str]) -> list[tuple[str, int]]:
+    """All images under the class folders, in the order of class and path."""
+    numbers = {name: index for index, name in enumerate(classes)}
+    samples = make_dataset(root, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
+    empty = sorted(set(classes) - {classes[target] for _, target in samples})
+    if empty:
+        raise ValueError(
+            f"no images in {len(empty)} of the {len(classes)} class folders of {root}: "
+            f"{_some(empty)}; images end in {' '.join(IMG_EXTENSIONS)}"
+        )
+    return samples
+
+
+def _require_same(train: list[str], val: list[str], train_root: Path, val_root: Path) -> None:
+    only_train, only_val = sorted(set(train) - set(val)), sorted(set(val) - set(train))
+    if only_train or only_val:
+        raise ValueError(
+            f"{train_root} and {val_root} must hold the same class folders; "
+            f"only in the first: {_some(only_train)}; only in the second: {_some(only_val)}"
+        )
+
+
+def _split(
+    root: Path, samples: list[tuple[str, int]], split: str, val_fraction: float, seed: int
+) -> list[tuple[str, int]]:
+    """The part of ``samples`` that belongs to a split; every class is in both."""
+
+    def rank(sample: tuple[str, int]) -> bytes:
+        name = Path(sample[0]).relative_to(root).as_posix()
+        return hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+
+    by_class: dict[int, list[tuple[str, int]]] = {}
+    for sample in samples:
+        by_class.setdefault(sample[1], []).append(sample)
+    held_out: set[tuple[str, int]] = set()
+    for members in by_class.values():
+        if len(members) < 2:
+            raise ValueError(
+                f"cannot split {Path(members[0][0]).parent}: it holds a single image; "
+                "add images, or make train and val folders by hand"
+            )
+        count = min(max(round(len(members) * val_fraction), 1), len(members) - 1)
+        held_out.update(sorted(members, key=rank)[:count])
+    return [sample for sample in samples if (sample in held_out) == (split == "val")]
+
+
+def _some(names: list[str]) -> str:
+    """At most five names, for a message."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (", ".join(map(repr, names[:5])) or "none") + more

@@ -1,0 +1,192 @@
+"""How an image becomes the input of a classifier, in training and in evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from PIL.Image import Image
+from timm.data import Mixup, create_transform
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import str_to_interp_mode
+from torch import Tensor
+from torchvision import transforms
+
+Transform = Callable[[Image], Tensor]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Size, scaling and normalisation of a model's input; travels in its checkpoint.
+
+    ``mean`` and ``std`` are those of pixels in [0, 1], one value per channel: three for RGB, one
+    for greyscale. Left out, ``crop_mode`` and ``crop_pct`` follow the published evaluation: below
+    384 pixels the short side is resized to ``input_size / 0.875`` and the centre cropped; from 384
+    on the whole image is squashed to a square. Images no larger than the input (CIFAR,
+    Fashion-MNIST) want ``crop_pct=1.0``.
+    """
+
+    input_size: int = 224
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    crop_pct: float | None = None
+    crop_mode: Literal["center", "squash", "border"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.input_size < 1:
+            raise ValueError(f"input_size must be positive, got {self.input_size}")
+        if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
+            raise ValueError(
+                "mean and std must both have 3 values (RGB) or 1 (greyscale), "
+                f"got {self.mean} and {self.std}"
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct must be in (0, 1], got {self.crop_pct}")
+        squash = self.input_size >= 384
+        crop_mode = self.crop_mode or ("squash" if squash else "center")
+        crop_pct = self.crop_pct or (1.0 if crop_mode == "squash" else 0.875)
+        object.__setattr__(self, "crop_mode", crop_mode)
+        object.__setattr__(self, "crop_pct", crop_pct)
+
+    @property
+    def channels(self) -> int:
+        """Input channels of the model: 3 for RGB, 1 for greyscale."""
+        return len(self.mean)
+
+    @property
+    def image_mode(self) -> Literal["RGB", "L"]:
+        """Pillow mode in which images must be decoded."""
+        return "RGB" if self.channels == 3 else "L"
+
+    def eval_transform(self) -> Transform:
+        """From an image in ``image_mode`` to a normalised (channels, input_size, input_size)."""
+        return create_transform(
+            self.input_size,
+            is_training=False,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form, as a checkpoint stores it."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """Inverse of ``to_dict``."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of the training images; the defaults are those of the published recipes.
+
+    ``crop="resized"`` takes a random part (``scale`` of the area, ``ratio`` of the sides) and
+    resizes it; ``crop="pad"`` resizes to the input size, pads by ``padding`` pixels and crops, as
+    usual for small images. ``auto_augment`` is timm's policy string; colour jitter applies only
+    without it. ``re_*`` is random erasing, ``smoothing`` label smoothing.
+    """
+
+    crop: Literal["resized", "pad"] = "resized"
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    padding: int = 2
+    hflip: float = 0.5
+    color_jitter: float = 0.4
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    re_prob: float = 0.25
+    re_mode: Literal["const", "rand", "pixel"] = "pixel"
+    re_count: int = 1
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    mixup_prob: float = 1.0
+    switch_prob: float = 0.5
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing must be in [0, 1), got {self.smoothing}")
+        if self.mixup < 0 or self.cutmix < 0:
+            raise ValueError(
+                "mixup and cutmix must not be negative (0 turns them off), "
+                f"got {self.mixup} and {self.cutmix}"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are blended with each other."""
+        return self.mixup_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+    def train_transform(self, preprocessing: Preprocessing) -> Transform:
+        """Like ``preprocessing.eval_transform()``, with the random changes of one image.
+
+        Draws from the global generators of ``random``, numpy and torch.
+        """
+        if self.crop == "pad":
+            return self._pad_and_crop(preprocessing)
+        return create_transform(
+            preprocessing.input_size,
+            is_training=True,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            interpolation=preprocessing.interpolation,
+            scale=self.scale,
+            ratio=self.ratio,
+            hflip=self.hflip,
+            color_jitter=self.color_jitter,
+            auto_augment=self.auto_augment,
+            re_prob=self.re_prob,
+            re_mode=self.re_mode,
+            re_count=self.re_count,
+        )
+
+    def mix(self, num_classes: int) -> Mixup | None:
+        """Mixup and CutMix of a batch, which also make its targets dense; None when off.
+
+        Draws from numpy's global generator.
+        """
+        if not self.mixes:
+            return None
+        return Mixup(
+            mixup_alpha=self.mixup,
+            cutmix_alpha=self.cutmix,
+            prob=self.mixup_prob,
+            switch_prob=self.switch_prob,
+            mode="batch",
+            label_smoothing=self.smoothing,
+            num_classes=num_classes,
+        )
+
+    def _pad_and_crop(self, preprocessing: Preprocessing) -> Transform:
+        if self.auto_augment:
+            raise ValueError(
+                "crop='pad' is for small images and comes without auto_augment, "
+                f"got {self.auto_augment!r}; set auto_augment to null or crop to 'resized'"
+            )
+        size = preprocessing.input_size
+        steps: list[Callable[[Any], Any]] = [
+            transforms.Resize((size, size), str_to_interp_mode(preprocessing.interpolation)),
+            transforms.RandomCrop(size, padding=self.padding),
+            transforms.RandomHorizontalFlip(self.hflip),
+        ]
+        if self.color_jitter:
+            steps.append(transforms.ColorJitter(*(self.color_jitter,) * 3))
+        steps += [
+            transforms.ToTensor(),
+            transforms.Normalize(preprocessing.mean, preprocessing.std),
+        ]
+        if self.re_prob:
+            steps.append(
+                RandomErasing(
+                    self.re_prob, mode=self.re_mode, max_count=self.re_count, device="cpu"
+                )
+            )
+        return transforms.Compose(steps)

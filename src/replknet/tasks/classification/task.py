@@ -1,0 +1,180 @@
+"""Image classification: model, data, loss and metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from PIL.Image import Image
+from timm.loss import BinaryCrossEntropy
+from torch import Tensor, nn
+
+from replknet.models import create_model
+from replknet.tasks.classification.datasets import DataConfig, ImageDataset, Split, open_dataset
+from replknet.tasks.classification.loader import Batch, EvalLoader, TrainLoader
+from replknet.tasks.classification.metrics import ClassificationEvaluator
+from replknet.tasks.classification.preprocessing import Augmentation, Preprocessing
+from replknet.tasks.task import LoaderOptions
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model of this package or of timm, by name.
+
+    ``checkpoint`` holds weights to start from. ``num_classes`` is by default that of the data; a
+    larger number leaves outputs unused. ``kwargs`` go to the model's constructor.
+    """
+
+    name: str = "replknet_31b"
+    checkpoint: str | None = None
+    num_classes: int | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClassificationConfig:
+    """Everything that defines a classification problem."""
+
+    model: ModelConfig
+    data: DataConfig
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+
+
+class ClassificationTask:
+    """What the engine asks of a ``Task``, for images with one class each.
+
+    ``class_names`` name the outputs of a model that exists already; the data set's classes are
+    then matched with them by name. By default the outputs are the data set's classes in order.
+    """
+
+    primary_metric = "top1"
+
+    def __init__(
+        self, config: ClassificationConfig, *, class_names: Sequence[str] | None = None
+    ) -> None:
+        self.config = config
+        self._model_names = None if class_names is None else tuple(class_names)
+
+    @cached_property
+    def train_data(self) -> ImageDataset:
+        """Images to learn from."""
+        return self._open("train")
+
+    @cached_property
+    def val_data(self) -> ImageDataset:
+        """Images to evaluate on."""
+        return self._open("val")
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """A name for each output of the model."""
+        if self._model_names is not None:
+            return self._model_names
+        names = self.val_data.class_names
+        outputs = self.config.model.num_classes or len(names)
+        if len(names) > outputs:
+            raise ValueError(
+                f"the data has {len(names)} classes, more than the {outputs} outputs of the model; "
+                "leave model.num_classes out to have a head of the right size"
+            )
+        return names + tuple(f"unused {index}" for index in range(len(names), outputs))
+
+    def build_model(self) -> nn.Module:
+        """The model with one output for each class name."""
+        model = self.config.model
+        return create_model(
+            model.name,
+            checkpoint=model.checkpoint,
+            num_classes=len(self.class_names),
+            in_chans=self.config.preprocessing.channels,
+            **model.kwargs,
+        )
+
+    def train_loader(self, options: LoaderOptions) -> TrainLoader:
+        """Batches with random changes; see ``TrainLoader``."""
+        augmentation = self.config.augmentation
+        return TrainLoader(
+            self.train_data,
+            augmentation.train_transform(self.config.preprocessing),
+            options,
+            mix=augmentation.mix(len(self.class_names)),
+            max_corrupt_fraction=self.config.data.max_corrupt_fraction,
+        )
+
+    def eval_loader(self, options: LoaderOptions) -> EvalLoader:
+        """Every validation image once; see ``EvalLoader``."""
+        return EvalLoader(
+            self.val_data,
+            self.config.preprocessing.eval_transform(),
+            options,
+            max_corrupt_fraction=self.config.data.max_corrupt_fraction,
+        )
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy, or binary cross-entropy of each class; labels smoothed, maybe mixed."""
+        logits = model(batch["image"]).float()
+        target, smoothing = batch["target"], self.config.augmentation.smoothing
+        if self.config.loss == "bce":
+            return BinaryCrossEntropy(smoothing)(logits, target)
+        if target.is_floating_point():  # mixed, and smoothed in the mixing
+            return F.cross_entropy(logits, target)
+        return F.cross_entropy(logits, target, label_smoothing=smoothing)
+
+    def evaluator(self) -> ClassificationEvaluator:
+        """Accuracy and what else ``ClassificationEvaluator`` counts."""
+        return ClassificationEvaluator(self.class_names, self.val_data.source)
+
+    def metadata(self) -> dict[str, Any]:
+        """Task, model, classes and preprocessing, as a checkpoint stores them."""
+        model, preprocessing = self.config.model, self.config.preprocessing
+        return {
+            "task": "classification",
+            "model": {
+                "name": model.name,
+                "kwargs": {
+                    **model.kwargs,
+                    "num_classes": len(self.class_names),
+                    "in_chans": preprocessing.channels,
+                },
+            },
+            "preprocessing": preprocessing.to_dict(),
+            "class_names": list(self.class_names),
+        }
+
+    def _open(self, split: Split) -> ImageDataset:
+        mode = self.config.preprocessing.image_mode
+        dataset = open_dataset(self.config.data, split, mode=mode)
+        if self._model_names is None or dataset.class_names == self._model_names:
+            return dataset
+        return Renumbered(dataset, self._model_names)
+
+
+class Renumbered:
+    """A data set whose classes are a part of a model's, numbered as the model numbers them."""
+
+    def __init__(self, dataset: ImageDataset, class_names: tuple[str, ...]) -> None:
+        unknown = [name for name in dataset.class_names if name not in class_names]
+        if unknown:
+            raise ValueError(
+                f"the model does not know {len(unknown)} of the data's "
+                f"{len(dataset.class_names)} classes, such as {', '.join(unknown[:5])}; "
+                f"it knows {', '.join(class_names[:5])} and so on"
+            )
+        self.class_names = class_names
+        self._dataset = dataset
+        self._numbers = [class_names.index(name) for name in dataset.class_names]
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> tuple[Image, int]:
+        image, target = self._dataset[index]
+        return image, self._numbers[target]
+
+    def source(self, index: int) -> str:
+        return self._dataset.source(index)
