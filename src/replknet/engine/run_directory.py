@@ -1,0 +1,102 @@
+"""A run directory: whose it is, and where its files are."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from replknet.engine.config import TrainConfig, identity, plain
+from replknet.engine.files import write_text
+
+OWN_FILES = ("config.yaml", "environment.json", "metrics.jsonl")
+OWN_DIRECTORIES = ("checkpoints", "tensorboard", "nonfinite")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Resolved configuration; its presence makes the directory a run's."""
+        return self.root / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and hardware of the last launch."""
+        return self.root / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per line: training steps and evaluations."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard events."""
+        return self.root / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Trainer state, and the last and best models."""
+        return self.root / "checkpoints"
+
+    @property
+    def nonfinite(self) -> Path:
+        """Batches whose loss or gradient was NaN or infinite."""
+        return self.root / "nonfinite"
+
+
+def claim(config: TrainConfig) -> RunDirectory:
+    """Make the directory of ``config.run`` this run's: a new one, or the same run continued.
+
+    Raises:
+        ValueError: it holds another run or files that no run wrote; nothing has been changed.
+    """
+    run = RunDirectory(Path(config.run.directory))
+    values = plain(config)
+    if run.root.exists() and not run.root.is_dir():
+        raise ValueError(f"run.directory {run.root} is a file; choose another")
+    if run.config.exists():
+        if config.run.overwrite:
+            delete(run)
+        else:
+            refuse_another_run(run, values)
+    elif run.root.exists() and any(not path.name.startswith(".") for path in run.root.iterdir()):
+        raise ValueError(
+            f"run.directory {run.root} holds files but no run (no config.yaml); choose an empty "
+            "or new directory"
+        )
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    write_text(run.config, yaml.safe_dump(values, sort_keys=False))
+    return run
+
+
+def refuse_another_run(run: RunDirectory, values: dict[str, Any]) -> None:
+    """Raise ValueError, with the differences, if the directory's run is not that of ``values``."""
+    stored = identity(yaml.safe_load(run.config.read_text(encoding="utf-8")))
+    asked = identity(values)
+    differences = [
+        f"{key} ({stored.get(key)!r} there, {asked.get(key)!r} asked)"
+        for key in sorted(stored.keys() | asked.keys())
+        if stored.get(key) != asked.get(key)
+    ]
+    if differences:
+        raise ValueError(
+            f"{run.root} already holds another run, which differs in {', '.join(differences)}; "
+            "choose another --run.directory, or delete that run with --run.overwrite true"
+        )
+
+
+def delete(run: RunDirectory) -> None:
+    """Delete what a run wrote, and nothing else; ``config.yaml`` goes last."""
+    for name in OWN_DIRECTORIES:
+        shutil.rmtree(run.root / name, ignore_errors=True)
+    for name in reversed(OWN_FILES):
+        (run.root / name).unlink(missing_ok=True)
