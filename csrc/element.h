@@ -76,6 +76,22 @@ static RK_INLINE void store(Float16* p, Vec v) {
 #endif
 }
 
+static RK_INLINE Quad load_quad(const float* p, int count) {
+    Quad q = {};
+    if (count == 4)
+        memcpy(&q, p, sizeof q);
+    else
+        for (int i = 0; i < count; i++) q[i] = p[i];
+    return q;
+}
+
+static RK_INLINE void store_quad(float* p, Quad q, int count) {
+    if (count == 4)
+        memcpy(p, &q, sizeof q);
+    else
+        for (int i = 0; i < count; i++) p[i] = q[i];
+}
+
 template <class T>
 static RK_INLINE Vec load_some(const T* p, int count) {
     T all[kLanes] = {};
@@ -88,6 +104,17 @@ static RK_INLINE void store_some(T* p, Vec v, int count) {
     T all[kLanes];
     store(all, v);
     for (int i = 0; i < count; i++) p[i] = all[i];
+}
+
+template <class T>
+static RK_INLINE Quad load_quad(const T* p, int count) {
+    return quad_of(load_some(p, count), 0);
+}
+
+template <class T>
+static RK_INLINE void store_quad(T* p, Quad q, int count) {
+    Quad all[kQuads] = {q};
+    store_some(p, join(all), count);
 }
 
 }  // namespace RK_ISA

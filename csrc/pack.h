@@ -58,16 +58,17 @@ static void clear(float* buffer, int64_t pixels) {
     for (int64_t i = 0; i < pixels; i++) store(buffer + i * kLanes, Vec{});
 }
 
-// Walks the pixels of a tile in rows of `cols`.
+// Walks the pixels of a tile in rows of `cols`, forwards or, with a negative step and pitch, backwards.
 struct Cursor {
     float* pixel;
-    int64_t cols, skip, col = 0;
+    int64_t cols, step, skip, col = 0;
 
-    Cursor(float* start, int64_t cols, int64_t pitch) : pixel(start), cols(cols), skip(pitch - cols * kLanes) {}
+    Cursor(float* start, int64_t cols, int64_t pitch, int64_t step = kLanes)
+        : pixel(start), cols(cols), step(step), skip(pitch - cols * step) {}
 
     RK_INLINE float* next() {
         float* current = pixel;
-        pixel += kLanes;
+        pixel += step;
         if (++col == cols) {
             col = 0;
             pixel += skip;
@@ -96,26 +97,37 @@ static RK_INLINE void merge_rows(const Image& image, const Inside& in, int64_t* 
     *length = gapless ? in.rows * in.cols : in.cols;
 }
 
+// 4 columns of a group as 4 pixels; absent channels as zeros.
+template <bool kAll, class T>
+static RK_INLINE void read_quads(const Image& image, const T* source, int count, Vec* pixels) {
+    const int64_t stride = image.c;
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        Quad q[kQuads];
+#pragma GCC unroll 4
+        for (int k = 0; k < kQuads; k++) {
+            const int channel = 4 * k + j;
+            q[k] = kAll || channel < image.channels ? load_quad(source + channel * stride, kAll ? 4 : count) : Quad{};
+        }
+        pixels[j] = join(q);
+    }
+    transpose(pixels);
+}
+
 template <class T>
-static void read_columns_adjacent(const Image& image, const T* source, const Inside& in, float* target,
-                                  int64_t pitch) {
+static void read_columns_adjacent(const Image& image, const T* source, const Inside& in, Cursor cursor) {
     int64_t runs, length;
     merge_rows(image, in, &runs, &length);
-    Cursor cursor(target, in.cols, pitch);
     for (int64_t run = 0; run < runs; run++) {
-        for (int64_t i = 0; i < length; i += kLanes) {
-            const T* s = source + run * image.h + i;
-            const int count = length - i < kLanes ? int(length - i) : kLanes;
-            Vec v[kLanes];
-            if (count == kLanes && image.channels == kLanes) {
-#pragma GCC unroll 16
-                for (int lane = 0; lane < kLanes; lane++) v[lane] = load(s + lane * image.c);
-            } else {
-                for (int lane = 0; lane < kLanes; lane++)
-                    v[lane] = lane < image.channels ? load_some(s + lane * image.c, count) : Vec{};
-            }
-            transpose(v);
-            for (int j = 0; j < count; j++) store(cursor.next(), v[j]);
+        const T* s = source + run * image.h;
+        for (int64_t i = 0; i < length; i += 4) {
+            const int count = length - i < 4 ? int(length - i) : 4;
+            Vec pixels[4];
+            if (count == 4 && image.channels == kLanes)
+                read_quads<true>(image, s + i, 4, pixels);
+            else
+                read_quads<false>(image, s + i, count, pixels);
+            for (int j = 0; j < count; j++) store(cursor.next(), pixels[j]);
         }
     }
 }
@@ -138,7 +150,7 @@ static void read_inside(const Image& image, int64_t row, int64_t col, const Insi
     if (image.c == 1)
         read_channels_adjacent(image, source, in, target, pitch);
     else if (image.w == 1)
-        read_columns_adjacent(image, source, in, target, pitch);
+        read_columns_adjacent(image, source, in, Cursor(target, in.cols, pitch));
     else
         read_scattered(image, source, in, target, pitch);
 }
@@ -185,6 +197,20 @@ static void write_channels_adjacent(const Image& image, T* target, const Inside&
     }
 }
 
+template <bool kAll, class T>
+static RK_INLINE void write_quads(const Image& image, T* target, int count, Vec* pixels) {
+    const int64_t stride = image.c;
+    transpose(pixels);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++)
+#pragma GCC unroll 4
+        for (int k = 0; k < kQuads; k++) {
+            const int channel = 4 * k + j;
+            if (kAll || channel < image.channels)
+                store_quad(target + channel * stride, quad_of(pixels[j], k), kAll ? 4 : count);
+        }
+}
+
 template <class T>
 static void write_columns_adjacent(const Image& image, T* target, const Inside& in, const float* source,
                                    int64_t pitch, Vec bias, bool relu) {
@@ -192,18 +218,15 @@ static void write_columns_adjacent(const Image& image, T* target, const Inside& 
     merge_rows(image, in, &runs, &length);
     Cursor cursor(const_cast<float*>(source), in.cols, pitch);
     for (int64_t run = 0; run < runs; run++) {
-        for (int64_t i = 0; i < length; i += kLanes) {
-            T* t = target + run * image.h + i;
-            const int count = length - i < kLanes ? int(length - i) : kLanes;
-            Vec v[kLanes] = {};
-            for (int j = 0; j < count; j++) v[j] = finish(load(cursor.next()), bias, relu);
-            transpose(v);
-            if (count == kLanes && image.channels == kLanes) {
-#pragma GCC unroll 16
-                for (int lane = 0; lane < kLanes; lane++) store(t + lane * image.c, v[lane]);
-            } else {
-                for (int lane = 0; lane < image.channels; lane++) store_some(t + lane * image.c, v[lane], count);
-            }
+        T* t = target + run * image.h;
+        for (int64_t i = 0; i < length; i += 4) {
+            const int count = length - i < 4 ? int(length - i) : 4;
+            Vec pixels[4] = {};
+            for (int j = 0; j < count; j++) pixels[j] = finish(load(cursor.next()), bias, relu);
+            if (count == 4 && image.channels == kLanes)
+                write_quads<true>(image, t + i, 4, pixels);
+            else
+                write_quads<false>(image, t + i, count, pixels);
         }
     }
 }

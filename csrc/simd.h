@@ -57,6 +57,28 @@ static RK_INLINE Vec broadcast(float x) { return Vec{} + x; }
 
 static RK_INLINE Vec max_with_zero(Vec v) { return v < Vec{} ? Vec{} : v; }  // keeps NaN
 
+// Four floats of one channel; a Vec is kLanes / 4 of them side by side.
+typedef float Quad __attribute__((vector_size(16)));
+constexpr int kQuads = kLanes / 4;
+
+static RK_INLINE Vec join(const Quad* q) {
+#if RK_LANES == 16
+    const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256((__m128)q[0]), (__m128)q[1], 1);
+    const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256((__m128)q[2]), (__m128)q[3], 1);
+    return (Vec)_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+#elif RK_LANES == 8
+    return (Vec)_mm256_insertf128_ps(_mm256_castps128_ps256((__m128)q[0]), (__m128)q[1], 1);
+#else
+    return q[0];
+#endif
+}
+
+static RK_INLINE Quad quad_of(Vec v, int i) {
+    Quad all[kQuads];
+    memcpy(all, &v, sizeof v);
+    return all[i];
+}
+
 template <int... I>
 struct Indices {};
 
@@ -68,31 +90,26 @@ using Lanes = Indices<0, 1, 2, 3, 4, 5, 6, 7>;
 using Lanes = Indices<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>;
 #endif
 
-// Exchanges the off-diagonal `kSize` x `kSize` blocks of two rows of a matrix.
-template <int kSize, int... I>
-static RK_INLINE void exchange(Vec& a, Vec& b, Indices<I...>) {
-    const Vec low = __builtin_shufflevector(a, b, ((I & kSize) ? kLanes + (I ^ kSize) : I)...);
-    b = __builtin_shufflevector(a, b, ((I & kSize) ? kLanes + I : (I ^ kSize))...);
-    a = low;
+// Interleaves the lower (kHalf = 0) or upper (2) two floats of each quad of a with those of b.
+template <int kHalf, int... I>
+static RK_INLINE Vec interleave(Vec a, Vec b, Indices<I...>) {
+    return __builtin_shufflevector(a, b, ((I & ~3) + kHalf + (I & 3) / 2 + (I & 1) * kLanes)...);
 }
 
-template <int kSize>
-static RK_INLINE void transpose_step(Vec* v) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; i++)
-        if (!(i & kSize)) exchange<kSize>(v[i], v[i + kSize], Lanes{});
+// The lower (kHalf = 0) or upper (2) two floats of each quad of a, then those of b.
+template <int kHalf, int... I>
+static RK_INLINE Vec halves(Vec a, Vec b, Indices<I...>) {
+    return __builtin_shufflevector(a, b, ((I & ~3) + kHalf + (I & 1) + (I & 2) / 2 * kLanes)...);
 }
 
-// Transposes the matrix whose rows are v[0 .. kLanes).
+// Transposes the 4 x 4 matrix that each quad position of v[0 .. 4) holds.
 static RK_INLINE void transpose(Vec* v) {
-    transpose_step<1>(v);
-    transpose_step<2>(v);
-#if RK_LANES >= 8
-    transpose_step<4>(v);
-#endif
-#if RK_LANES >= 16
-    transpose_step<8>(v);
-#endif
+    const Vec low01 = interleave<0>(v[0], v[1], Lanes{}), low23 = interleave<0>(v[2], v[3], Lanes{});
+    const Vec high01 = interleave<2>(v[0], v[1], Lanes{}), high23 = interleave<2>(v[2], v[3], Lanes{});
+    v[0] = halves<0>(low01, low23, Lanes{});
+    v[1] = halves<2>(low01, low23, Lanes{});
+    v[2] = halves<0>(high01, high23, Lanes{});
+    v[3] = halves<2>(high01, high23, Lanes{});
 }
 
 }  // namespace RK_ISA
