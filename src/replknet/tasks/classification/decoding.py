@@ -53,6 +53,8 @@ def to_mode(image: Image.Image, mode: ImageMode) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
+    if image.mode == "LAB":
+        image = image.convert("RGB")  # the only mode that Pillow converts it to
     return image.convert(mode)
 
 

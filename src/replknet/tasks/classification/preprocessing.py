@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -76,13 +76,29 @@ class Preprocessing:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form, as a checkpoint stores it."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        """JSON-serialisable, under timm's names: ``input_size`` is [channels, height, width]."""
+        size = [self.channels, self.input_size, self.input_size]
+        return {
+            **asdict(self),
+            "input_size": size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """Inverse of ``to_dict``."""
-        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Inverse of ``to_dict``; also takes what ``timm.data.resolve_data_config`` returns."""
+        _, height, width = values["input_size"]
+        if height != width:
+            raise ValueError(f"input_size must be square, got {height} x {width}")
+        return cls(
+            input_size=height,
+            mean=tuple(values["mean"]),
+            std=tuple(values["std"]),
+            interpolation=values["interpolation"],
+            crop_pct=values["crop_pct"],
+            crop_mode=values["crop_mode"],
+        )
 
 
 @dataclass(frozen=True)
