@@ -2,8 +2,8 @@
 
 from importlib.metadata import version
 
-from replknet.models import create_model, list_models
+from replknet.models import create_model, list_models, load_checkpoint
 
 __version__ = version("replknet")
 
-__all__ = ["create_model", "list_models"]
+__all__ = ["create_model", "list_models", "load_checkpoint"]

@@ -7,26 +7,16 @@ import re
 
 import pytest
 import torch
+from layouts import randomize, small
 from torch import nn
 
-from replknet.models import RepLKNet, create_model, list_models
+from replknet.models import create_model, list_models
 
 PUBLISHED = {
     "replknet_31b": (79_864_168, 79_527_272, 1171, 931),
     "replknet_31l": (172_671_016, 172_165_672, 1171, 931),
     "replknet_xl": (335_435_752, 335_399_656, 1027, 931),
 }
-
-
-def small(**kwargs) -> RepLKNet:
-    arguments = {
-        "kernels": (13, 7),
-        "layers": (1, 2),
-        "channels": (8, 16),
-        "stem_stride": 2,
-        "num_classes": 5,
-    }
-    return RepLKNet(**{**arguments, **kwargs})
 
 
 def on_meta(name: str, **kwargs) -> nn.Module:
@@ -134,16 +124,6 @@ def dense_depthwise(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         for i in range(weight.shape[-2])
         for j in range(weight.shape[-1])
     )
-
-
-def randomize(model: nn.Module) -> None:
-    """Batch norms as if trained, with negative scales too."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, -1.5, 1.5)
-            nn.init.normal_(module.bias)
-            nn.init.normal_(module.running_mean)
-            nn.init.uniform_(module.running_var, 0.2, 3.0)
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory():

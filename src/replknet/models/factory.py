@@ -1,36 +1,111 @@
-"""Models by name."""
+"""Models by name, or from a checkpoint."""
 
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
 
-from replknet.models.variants import default_cfgs
+from replknet.models.checkpoint import Checkpoint, as_replknet, load_weights, read_checkpoint
+from replknet.models.formats import architecture
+from replknet.models.variants import ARCHITECTURES
 
 
 def list_models() -> list[str]:
     """Names of the RepLKNet variants, also known to ``timm.create_model``."""
-    return sorted({name.split(".")[0] for name in default_cfgs})
+    return sorted(ARCHITECTURES)
 
 
-def create_model(name: str, **kwargs: Any) -> nn.Module:
-    """Build a RepLKNet variant, or any other model of timm, with untrained weights.
+def create_model(
+    name: str | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    use_ema: bool | None = None,
+    reset_head: bool = False,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a RepLKNet variant, or any other model of timm; untrained, or from a file.
+
+    With a checkpoint, what is not given is what the file says: form, number of classes, input
+    channels, and for our own files also the name, all other arguments and the preprocessing
+    (in ``model.pretrained_cfg``, where ``timm.data.resolve_data_config`` finds it).
 
     Args:
         name: Variant, with a tag after a dot to choose its preprocessing
             ("replknet_31b.in1k_384"), or the name of another timm model.
+        checkpoint: File of any format that ``load_checkpoint`` knows.
+        use_ema: See ``load_checkpoint``.
+        reset_head: See ``load_checkpoint``.
         kwargs: What ``timm.create_model`` takes: num_classes, in_chans, drop_path_rate,
             features_only, out_indices, and the arguments of ``RepLKNet``.
 
     Raises:
-        ValueError: There is no such model.
+        ValueError: There is no such model, or the file is not one of it.
+        FileNotFoundError, IsADirectoryError: There is no such file.
     """
+    if checkpoint is None:
+        if name is None:
+            raise ValueError(f"name a model ({', '.join(list_models())}) or give a checkpoint")
+        return _build(name, kwargs)
+    found = read_checkpoint(checkpoint, use_ema=use_ema)
+    name, kwargs = _described(found, name, kwargs)
+    model = _build(name, kwargs)
+    load_weights(model, found, reset_head=reset_head)
+    if preprocessing := found.metadata.get("preprocessing"):
+        config = {**vars(model)["pretrained_cfg"], **_timm_config(preprocessing)}
+        model.__dict__.update(pretrained_cfg=config, default_cfg=config)
+    return model
+
+
+def _build(name: str, kwargs: dict[str, Any]) -> nn.Module:
     variant = name.split(".")[0]
     if not timm.is_model(variant):
         close = difflib.get_close_matches(variant, [*list_models(), *timm.list_models()], n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"there is no model {name!r}{hint} (replknet models lists the variants)")
     return timm.create_model(name, **kwargs)
+
+
+def _described(
+    found: Checkpoint, name: str | None, kwargs: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of the model in a file; what the caller gave comes first."""
+    stored = found.metadata.get("model", {})
+    if name is None:
+        name = stored.get("name")
+    if name is None or name.split(".")[0] in ARCHITECTURES:
+        network = as_replknet(found)
+        shown = architecture(network.state_dict)
+        form = network.report.form
+        name = name or _variant(found, shown, form)
+        file = {key: shown[key] for key in ("num_classes", "in_chans")}
+        file |= {"form": form, "norm_intermediate_features": shown["norm_intermediate_features"]}
+        kwargs = {**file, **kwargs}
+    if stored.get("name", "").split(".")[0] == name.split(".")[0]:
+        kwargs = {**stored.get("kwargs", {}), **kwargs}
+    return name, kwargs
+
+
+def _variant(found: Checkpoint, shown: dict[str, Any], form: str | None) -> str:
+    """The variant that has the sizes of the tensors in a file."""
+    keys = ["kernels", "layers", "channels", "dw_ratio", "ffn_ratio"]
+    keys += ["small_kernel"] if form == "training" else []
+    defaults = {"dw_ratio": 1.0, "ffn_ratio": 4.0}
+    for name, arguments in ARCHITECTURES.items():
+        if all(shown[key] == {**defaults, **arguments}[key] for key in keys):
+            return name
+    sizes = ", ".join(f"{key} {shown[key]}" for key in keys)
+    raise ValueError(
+        f"{found.report.path} holds a RepLKNet of no known variant ({sizes}); build "
+        "RepLKNet with these arguments and call load_checkpoint"
+    )
+
+
+def _timm_config(preprocessing: dict[str, Any]) -> dict[str, Any]:
+    """Preprocessing as our files store it -> timm's ``pretrained_cfg``."""
+    size, mean, std = (preprocessing[key] for key in ("input_size", "mean", "std"))
+    sizes = {"input_size": (len(mean), size, size), "mean": tuple(mean), "std": tuple(std)}
+    return {**preprocessing, **sizes}

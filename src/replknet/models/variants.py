@@ -6,21 +6,69 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import nn
+from torch import Tensor, nn
 
+from replknet.models.formats import form_of, translate
 from replknet.models.replknet import RepLKNet
 
 IMAGENET_22K_CLASSES = 21841
-BASE = (128, 256, 512, 1024)
+
+_BASE: dict[str, Any] = {
+    "kernels": (31, 29, 27, 13),
+    "layers": (2, 2, 18, 2),
+    "channels": (128, 256, 512, 1024),
+    "small_kernel": 5,
+}
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "replknet_31b": _BASE,
+    "replknet_31l": {**_BASE, "channels": (192, 384, 768, 1536)},
+    "replknet_xl": {
+        **_BASE,
+        "kernels": (27, 27, 27, 13),
+        "channels": (256, 512, 1024, 2048),
+        "small_kernel": None,
+        "dw_ratio": 1.5,
+    },
+    "replknet_3": {**_BASE, "kernels": (3, 3, 3, 3), "small_kernel": None},
+    "replknet_7": {**_BASE, "kernels": (7, 7, 7, 7)},
+    "replknet_13": {**_BASE, "kernels": (13, 13, 13, 13)},
+    "replknet_25": {**_BASE, "kernels": (25, 25, 25, 13)},
+    "replknet_31t": {**_BASE, "layers": (2, 2, 8, 2), "channels": (96, 192, 384, 768)},
+    "replknet_nano": {
+        "kernels": (13, 11, 7),
+        "layers": (1, 2, 1),
+        "channels": (48, 96, 192),
+        "small_kernel": 5,
+        "stem_stride": 2,
+    },
+}
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Bring any published layout to the names of ``RepLKNet``, for timm's own loading.
+
+    Raises:
+        ValueError: The weights are no RepLKNet, or its form is not that of ``model``.
+    """
+    names = translate(state_dict).state_dict
+    file_form, form = form_of(names), form_of(model.state_dict())
+    if file_form != form:
+        raise ValueError(
+            f"the file holds the {file_form} form, the model has the {form} form; build the model "
+            f"with form={file_form!r}"
+        )
+    return names
 
 
 def _create_replknet(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    stages = len(kwargs["layers"])
+    kwargs = {**ARCHITECTURES[variant], **kwargs}
     return build_model_with_cfg(
         RepLKNet,
         variant,
         pretrained,
-        feature_cfg={"out_indices": tuple(range(stages)), "feature_cls": "getter"},
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": tuple(range(len(kwargs["layers"]))), "feature_cls": "getter"},
         **kwargs,
     )
 
@@ -94,86 +142,52 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def replknet_31b(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RepLKNet-31B, 79.9 M parameters (paper, table 6)."""
-    model_args = {"kernels": (31, 29, 27, 13), "layers": (2, 2, 18, 2), "channels": BASE}
-    return _create_replknet("replknet_31b", pretrained, **{**model_args, **kwargs})
+    return _create_replknet("replknet_31b", pretrained, **kwargs)
 
 
 @register_model
 def replknet_31l(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RepLKNet-31L, 172.7 M parameters (paper, table 6)."""
-    model_args = {
-        "kernels": (31, 29, 27, 13),
-        "layers": (2, 2, 18, 2),
-        "channels": (192, 384, 768, 1536),
-    }
-    return _create_replknet("replknet_31l", pretrained, **{**model_args, **kwargs})
+    return _create_replknet("replknet_31l", pretrained, **kwargs)
 
 
 @register_model
 def replknet_xl(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """RepLKNet-XL, 335.4 M parameters: wider large kernels, no small ones (paper, table 6)."""
-    model_args = {
-        "kernels": (27, 27, 27, 13),
-        "layers": (2, 2, 18, 2),
-        "channels": (256, 512, 1024, 2048),
-        "small_kernel": None,
-        "dw_ratio": 1.5,
-    }
-    return _create_replknet("replknet_xl", pretrained, **{**model_args, **kwargs})
+    return _create_replknet("replknet_xl", pretrained, **kwargs)
 
 
 @register_model
 def replknet_3(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """31B with 3x3 kernels in every stage (paper, table 5)."""
-    model_args = {
-        "kernels": (3, 3, 3, 3),
-        "layers": (2, 2, 18, 2),
-        "channels": BASE,
-        "small_kernel": None,
-    }
-    return _create_replknet("replknet_3", pretrained, **{**model_args, **kwargs})
+    return _create_replknet("replknet_3", pretrained, **kwargs)
 
 
 @register_model
 def replknet_7(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """31B with 7x7 kernels in every stage (paper, table 5)."""
-    model_args = {"kernels": (7, 7, 7, 7), "layers": (2, 2, 18, 2), "channels": BASE}
-    return _create_replknet("replknet_7", pretrained, **{**model_args, **kwargs})
+    return _create_replknet("replknet_7", pretrained, **kwargs)
 
 
 @register_model
 def replknet_13(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """31B with 13x13 kernels in every stage (paper, table 5 and the ERF study)."""
-    model_args = {"kernels": (13, 13, 13, 13), "layers": (2, 2, 18, 2), "channels": BASE}
-    return _create_replknet("replknet_13", pretrained, **{**model_args, **kwargs})
+    return _create_replknet("replknet_13", pretrained, **kwargs)
 
 
 @register_model
 def replknet_25(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """31B with kernels 25, 25, 25, 13 (paper, table 5)."""
-    model_args = {"kernels": (25, 25, 25, 13), "layers": (2, 2, 18, 2), "channels": BASE}
-    return _create_replknet("replknet_25", pretrained, **{**model_args, **kwargs})
+    return _create_replknet("replknet_25", pretrained, **kwargs)
 
 
 @register_model
 def replknet_31t(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Our own smaller RepLKNet-31, 29 M parameters; not in the paper."""
-    model_args = {
-        "kernels": (31, 29, 27, 13),
-        "layers": (2, 2, 8, 2),
-        "channels": (96, 192, 384, 768),
-    }
-    return _create_replknet("replknet_31t", pretrained, **{**model_args, **kwargs})
+    return _create_replknet("replknet_31t", pretrained, **kwargs)
 
 
 @register_model
 def replknet_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Our own three-stage RepLKNet for images of 28 to 64 px; not in the paper."""
-    model_args = {
-        "kernels": (13, 11, 7),
-        "layers": (1, 2, 1),
-        "channels": (48, 96, 192),
-        "small_kernel": 5,
-        "stem_stride": 2,
-    }
-    return _create_replknet("replknet_nano", pretrained, **{**model_args, **kwargs})
+    return _create_replknet("replknet_nano", pretrained, **kwargs)
