@@ -234,7 +234,7 @@ def test_our_file_carries_all_that_is_needed(write):
             "kwargs": {**SMALL, "in_chans": 1, "num_classes": 4, "stem_stride": 1},
         },
         "preprocessing": {
-            "input_size": 28,
+            "input_size": [1, 28, 28],
             "mean": [0.3],
             "std": [0.4],
             "interpolation": "bilinear",
@@ -253,7 +253,7 @@ def test_our_file_carries_all_that_is_needed(write):
     assert config["input_size"] == (1, 28, 28)
     assert (config["mean"], config["std"]) == ((0.3,), (0.4,))
     found = read_checkpoint(path).metadata
-    assert {key: found[key] for key in metadata} == metadata
+    assert {key: found[key] for key in metadata} == json.loads(json.dumps(metadata))
     assert found["form"] == "training"
     assert "metrics: {'top1': 0.5}" in str(load_checkpoint(model, path))
     changed = create_model("replknet_nano", checkpoint=path, num_classes=9, reset_head=True)

@@ -54,9 +54,13 @@ def create_model(
     name, kwargs = _described(found, name, kwargs)
     model = _build(name, kwargs)
     load_weights(model, found, reset_head=reset_head)
-    if preprocessing := found.metadata.get("preprocessing"):
-        config = {**vars(model)["pretrained_cfg"], **_timm_config(preprocessing)}
-        model.__dict__.update(pretrained_cfg=config, default_cfg=config)
+    # Already under timm's names; JSON made lists of the tuples.
+    preprocessing = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in found.metadata.get("preprocessing", {}).items()
+    }
+    config = {**vars(model)["pretrained_cfg"], **preprocessing}
+    model.__dict__.update(pretrained_cfg=config, default_cfg=config)
     return model
 
 
@@ -102,10 +106,3 @@ def _variant(found: Checkpoint, shown: dict[str, Any], form: str | None) -> str:
         f"{found.report.path} holds a RepLKNet of no known variant ({sizes}); build "
         "RepLKNet with these arguments and call load_checkpoint"
     )
-
-
-def _timm_config(preprocessing: dict[str, Any]) -> dict[str, Any]:
-    """Preprocessing as our files store it -> timm's ``pretrained_cfg``."""
-    size, mean, std = (preprocessing[key] for key in ("input_size", "mean", "std"))
-    sizes = {"input_size": (len(mean), size, size), "mean": tuple(mean), "std": tuple(std)}
-    return {**preprocessing, **sizes}
