@@ -24,12 +24,14 @@ from replknet.tasks.task import LoaderOptions
 class ModelConfig:
     """A model of this package or of timm, by name.
 
-    ``checkpoint`` holds weights to start from. ``num_classes`` is by default that of the data; a
-    larger number leaves outputs unused. ``kwargs`` go to the model's constructor.
+    ``checkpoint`` holds weights to start from; ``reset_head`` leaves out those of its classifier,
+    to learn other classes. ``num_classes`` is by default that of the data; a larger number leaves
+    outputs unused. ``kwargs`` go to the model's constructor.
     """
 
     name: str = "replknet_31b"
     checkpoint: str | None = None
+    reset_head: bool = False
     num_classes: int | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -90,6 +92,7 @@ class ClassificationTask:
         return create_model(
             model.name,
             checkpoint=model.checkpoint,
+            reset_head=model.reset_head,
             num_classes=len(self.class_names),
             in_chans=self.config.preprocessing.channels,
             **model.kwargs,

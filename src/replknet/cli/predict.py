@@ -1,0 +1,94 @@
+"""``replknet predict``: the classes of images, as lines, as JSON, or drawn under the images."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TextIO
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.markup import escape
+
+from replknet.tasks.classification.classifier import load_classifier
+from replknet.tasks.classification.decoding import decode_image
+from replknet.tasks.classification.overlay import draw_prediction
+from replknet.tasks.classification.predict import Prediction, find_images, predict
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("checkpoint", help="our own file, or a published .pth")
+    parser.add_argument(
+        "sources", nargs="+", help="images, folders, glob patterns; - reads paths from stdin"
+    )
+    parser.add_argument(
+        "--model", help="variant of a published file, such as replknet_31b.in1k_384"
+    )
+    parser.add_argument("--input-size", type=int, help="pixels; default: that of the checkpoint")
+    parser.add_argument("--top-k", type=int, default=5, help="classes to show (default: 5)")
+    parser.add_argument("--batch-size", type=int, default=8, help="images at once (default: 8)")
+    parser.add_argument("--device", default="cpu", help="such as cpu or cuda (default: cpu)")
+    parser.add_argument("--overlays", metavar="DIR", help="write images with their classes here")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    parser.add_argument("--output", metavar="FILE", help="write JSON to a file")
+
+
+def run(arguments: Namespace) -> int:
+    """Predict and report; 1 if some image could not be read."""
+    classifier = load_classifier(
+        arguments.checkpoint,
+        model=arguments.model,
+        input_size=arguments.input_size,
+        device=arguments.device,
+    )
+    sources = find_images(arguments.sources, sys.stdin)
+    predictions = predict(
+        classifier, sources, top_k=arguments.top_k, batch_size=arguments.batch_size
+    )
+    if arguments.overlays:
+        predictions = _with_overlays(predictions, Path(arguments.overlays))
+    if arguments.output:
+        with open(arguments.output, "w", encoding="utf-8") as file:
+            return _write_json(predictions, file)
+    return _write_json(predictions, sys.stdout) if arguments.json else _print_lines(predictions)
+
+
+def _with_overlays(predictions: Iterable[Prediction], folder: Path) -> Iterator[Prediction]:
+    """Pass predictions on, drawing each; numbers keep files of one name apart."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, prediction in enumerate(predictions, start=1):
+        if prediction.error is None:
+            drawing = draw_prediction(decode_image(prediction.source), prediction)
+            drawing.save(folder / f"{number:05d}_{Path(prediction.source).stem}.png")
+        yield prediction
+
+
+def _print_lines(predictions: Iterable[Prediction]) -> int:
+    """One line an image, as soon as it is known."""
+    failed = 0
+    console = Console(soft_wrap=True, highlight=False)
+    for prediction in predictions:
+        if prediction.error is None:
+            labels = ", ".join(f"{la.name} {la.probability:.1%}" for la in prediction.labels)
+            console.print(f"{escape(prediction.source)}: {escape(labels)}")
+        else:
+            failed += 1
+            reason = escape(f"cannot be read: {prediction.error}")
+            console.print(f"{escape(prediction.source)}: [red]{reason}[/red]")
+    return int(failed > 0)
+
+
+def _write_json(predictions: Iterable[Prediction], file: TextIO) -> int:
+    """One array with an object for each image, written as soon as it is known."""
+    failed = 0
+    separator = "["
+    for prediction in predictions:
+        failed += prediction.error is not None
+        print(separator, json.dumps(asdict(prediction)), sep="\n", end="", file=file, flush=True)
+        separator = ","
+    print("\n]" if separator == "," else "[]", file=file)
+    return int(failed > 0)

@@ -1,0 +1,66 @@
+"""A trained classifier with all it needs to be used, from one file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from replknet.deploy import fuse, reparameterize
+from replknet.models import create_model, read_checkpoint
+from replknet.tasks.classification.class_names import names_by_count
+from replknet.tasks.classification.preprocessing import Preprocessing
+
+# The authors' files say neither their input size nor their normalisation, except by their names.
+PUBLISHED_FILES = {
+    "RepLKNet-31B_ImageNet-1K_224": "replknet_31b.in1k_224",
+    "RepLKNet-31B_ImageNet-1K_384": "replknet_31b.in1k_384",
+    "RepLKNet-31B_ImageNet-22K": "replknet_31b.in22k",
+    "RepLKNet-31B_ImageNet-22K-to-1K_224": "replknet_31b.in22k_ft_in1k_224",
+    "RepLKNet-31B_ImageNet-22K-to-1K_384": "replknet_31b.in22k_ft_in1k_384",
+    "RepLKNet-31L_ImageNet-22K": "replknet_31l.in22k",
+    "RepLKNet-31L_ImageNet-22K-to-1K_384": "replknet_31l.in22k_ft_in1k_384",
+    "RepLKNet-XL_MegData73M_pretrain": "replknet_xl.mg73m",
+    "RepLKNet-XL_MegData73M_ImageNet1K": "replknet_xl.mg73m_ft_in1k_320",
+}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model in evaluation mode, what to feed it, and what its outputs mean."""
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+
+
+def load_classifier(
+    checkpoint: str | Path,
+    *,
+    model: str | None = None,
+    input_size: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Classifier:
+    """Load a classifier for inference: branches merged, batch norms folded.
+
+    Our own files say everything. Of a published one, ``model`` names the variant with its tag
+    ("replknet_31b.in1k_384"); left out, it follows from the file's name, or else from the shapes
+    of its weights with the preprocessing of 224 pixels. Its classes are called by ImageNet's names
+    where their number fits. ``input_size`` evaluates at another size, by the published rules.
+
+    Raises ``ValueError`` for a file of another task and what ``create_model`` raises.
+    """
+    metadata = read_checkpoint(checkpoint).metadata
+    if (task := metadata.get("task", "classification")) != "classification":
+        raise ValueError(f"{checkpoint} was trained for {task}, not for classification")
+    name = model or (None if metadata else PUBLISHED_FILES.get(Path(checkpoint).stem))
+    network = create_model(name, checkpoint=checkpoint).eval()
+    preprocessing = Preprocessing.from_dict(resolve_model_data_config(network))
+    if input_size is not None and input_size != preprocessing.input_size:
+        preprocessing = replace(preprocessing, input_size=input_size, crop_pct=None, crop_mode=None)
+    names = tuple(metadata.get("class_names") or names_by_count(cast(int, network.num_classes)))
+    return Classifier(fuse(reparameterize(network)).to(device), preprocessing, names)
