@@ -1,0 +1,7 @@
+"""Trained networks made ready for use: each step is a function from a model to a new model."""
+
+from replknet.deploy.equivalence import Equivalence, compare
+from replknet.deploy.fuse import fuse, unfused
+from replknet.deploy.reparameterize import reparameterize
+
+__all__ = ["Equivalence", "compare", "fuse", "reparameterize", "unfused"]
