@@ -12,6 +12,9 @@ from jsonargparse import ArgumentParser
 # Each module defines add_arguments(parser) and run(arguments) -> exit status, and is imported
 # only when its command is asked for.
 COMMANDS = {
+    "train": "train or fine-tune a classifier, or continue a run",
+    "eval": "measure a checkpoint on the validation images of a data set",
+    "predict": "name the classes of images, with any checkpoint",
     "models": "list the model variants with parameters, FLOPs, source and licence",
 }
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from replknet.engine.files import write_atomically
+from replknet.models.writing import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -77,15 +75,21 @@ class TrainState:
 def save_state(directory: Path, state: dict[str, Any]) -> None:
     """Write ``state.pt`` and keep the one before it as ``state.previous.pt``.
 
+    At every moment one of the two is whole.
+
     Raises:
         OSError: it cannot be written; the earlier files are as they were.
     """
+    current, complete = directory / "state.pt", directory / "state.new.pt"
 
     def write(partial: Path) -> None:
         with open(partial, "wb") as file:  # a file object: its OSError tells the cause
             torch.save(state, file)
 
-    write_atomically(directory / "state.pt", write, previous=directory / "state.previous.pt")
+    write_whole(complete, write)
+    if current.exists():
+        current.replace(directory / "state.previous.pt")
+    complete.replace(current)
 
 
 def read_state(directory: Path) -> dict[str, Any] | None:
@@ -112,9 +116,3 @@ def read_state(directory: Path) -> dict[str, Any] | None:
             "with --run.overwrite true or another run.directory"
         )
     return None
-
-
-def save_checkpoint(path: Path, model: nn.Module, metadata: dict[str, Any]) -> None:
-    """Write the weights of ``model`` as safetensors with ``metadata``."""
-    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, path, metadata={"replknet": json.dumps(metadata)})

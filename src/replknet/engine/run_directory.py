@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from replknet.engine.config import TrainConfig, identity, plain
-from replknet.engine.files import write_text
+from replknet.models.writing import write_whole
 
 OWN_FILES = ("config.yaml", "environment.json", "metrics.jsonl")
 OWN_DIRECTORIES = ("checkpoints", "tensorboard", "nonfinite")
@@ -74,7 +74,10 @@ def claim(config: TrainConfig) -> RunDirectory:
             "or new directory"
         )
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    write_text(run.config, yaml.safe_dump(values, sort_keys=False))
+    for partial in (*run.root.glob(".*.partial"), *run.checkpoints.glob(".*.partial")):
+        partial.unlink()  # of a write that was killed
+    text = yaml.safe_dump(values, sort_keys=False)
+    write_whole(run.config, lambda partial: partial.write_text(text, encoding="utf-8"))
     return run
 
 

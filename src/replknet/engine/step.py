@@ -19,9 +19,9 @@ from replknet.engine.batches import to_device
 from replknet.engine.checkpoint import TrainState
 from replknet.engine.config import TrainConfig
 from replknet.engine.distributed import Processes
-from replknet.engine.files import write_atomically
 from replknet.engine.precision import autocast
 from replknet.engine.schedule import learning_rate, set_learning_rate
+from replknet.models.writing import write_whole
 from replknet.tasks.task import Task
 
 
@@ -116,7 +116,7 @@ class Stepper:
         path = self.nonfinite / f"step{step}-process{rank}.pt"
         self.nonfinite.mkdir(parents=True, exist_ok=True)
         content = {"step": step, "loss": own_loss, "batches": batches}
-        write_atomically(path, lambda partial: torch.save(content, partial))
+        write_whole(path, lambda partial: torch.save(content, partial))
         return NonFiniteError(
             f"{what} at step {step}; its batches are in {path} and no checkpoint was overwritten. "
             "Start a new run with a lower optimizer.lr, a longer warm-up, optimizer.clip_grad, or "

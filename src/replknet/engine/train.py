@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from replknet.engine.batches import grouped
-from replknet.engine.checkpoint import read_state, save_checkpoint, save_state
+from replknet.engine.checkpoint import read_state, save_state
 from replknet.engine.config import TrainConfig, require, split_batch
 from replknet.engine.distributed import Processes, join_processes
 from replknet.engine.environment import describe_environment
 from replknet.engine.evaluate import EvaluationStopped, evaluate
-from replknet.engine.files import write_atomically, write_text
 from replknet.engine.interrupt import StopRequest
 from replknet.engine.logs import MetricLog, ProgressLine
 from replknet.engine.run_directory import RunDirectory, claim
 from replknet.engine.setup import create_state, wrap
 from replknet.engine.step import Step, Stepper, seed_everything
+from replknet.models import save_checkpoint
+from replknet.models.writing import write_whole
 from replknet.tasks.task import LoaderOptions
 
 
@@ -29,6 +30,7 @@ class TrainResult:
     """How a run stands when ``main`` returns.
 
     Attributes:
+        main: whether this is the process that reports.
         finished: False if it was asked to stop; the same call continues it.
         stopped_by: signal that this process was asked with, if any.
         best: epoch and value of the primary metric of the best evaluation.
@@ -36,6 +38,7 @@ class TrainResult:
     """
 
     directory: Path
+    main: bool
     step: int
     finished: bool
     stopped_by: int | None
@@ -69,7 +72,8 @@ def open_run(config: TrainConfig, processes: Processes) -> RunDirectory:
         except ValueError as error:
             refusal = str(error)
         else:
-            write_text(directory.environment, json.dumps(describe_environment(processes), indent=2))
+            text = json.dumps(describe_environment(processes), indent=2)
+            write_whole(directory.environment, lambda partial: partial.write_text(text))
     refusal = processes.broadcast(refusal)
     if refusal is not None:
         raise ValueError(refusal)
@@ -149,6 +153,7 @@ class Training:
             self.save()
         return TrainResult(
             directory=self.directory.root,
+            main=self.processes.main,
             step=state.step,
             finished=finished,
             stopped_by=self.stop.signal,
@@ -243,9 +248,8 @@ class Training:
         """Write the evaluated weights as a model file, usable without the run."""
         if not self.processes.main:
             return
-        state = self.state
-        metadata = self.task.metadata() | {"metrics": state.evaluation, "step": state.step}
-        write_atomically(
-            self.directory.checkpoints / f"{name}.safetensors",
-            lambda partial: save_checkpoint(partial, state.evaluated_model, metadata),
-        )
+        metrics = self.state.evaluation or {}
+        figures = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+        metadata = self.task.metadata() | {"metrics": figures, "step": self.state.step}
+        path = self.directory.checkpoints / f"{name}.safetensors"
+        save_checkpoint(path, self.state.evaluated_model, metadata)

@@ -1,0 +1,50 @@
+"""``replknet eval``: measure a checkpoint on the validation images of a data set."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.table import Table
+
+from replknet.cli.typed import instantiate
+from replknet.engine.classification import ClassificationEvalConfig, evaluate_classifier
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Options of the command: the file, and every field of the configuration."""
+    parser.usage = "replknet eval CHECKPOINT --data.root FOLDER [--OPTION VALUE ...]"
+    parser.add_argument("checkpoint", help="published or own file, in any known format")
+    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    parser.add_class_arguments(ClassificationEvalConfig, skip={"checkpoint"})
+
+
+def run(arguments: Namespace) -> int:
+    """Print the metrics."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    config = instantiate(ClassificationEvalConfig, arguments, checkpoint=Path(arguments.checkpoint))
+    metrics = evaluate_classifier(config)
+    if metrics is not None and arguments.json:
+        print(json.dumps(metrics))
+    elif metrics is not None:
+        show(metrics)
+    return 0
+
+
+def show(metrics: dict[str, Any]) -> None:
+    """Print the totals and a table per class."""
+    console = Console()
+    table = Table("class", "images", "recall", "precision", "F1")
+    for row in metrics["per_class"]:
+        figures = [row[key] for key in ("recall", "precision", "f1")]
+        shares = ["-" if figure is None else f"{100 * figure:.1f} %" for figure in figures]
+        table.add_row(row["name"], str(row["images"]), *shares)
+    console.print(table)
+    console.print(
+        f"top-1 {metrics['top1']:.2f} %  top-5 {metrics['top5']:.2f} %  loss {metrics['loss']:.4f}"
+        f"  over {metrics['images']} images, {metrics['skipped']} corrupt ones left out"
+    )

@@ -1,0 +1,122 @@
+"""Training and measuring classifiers; the defaults fine-tune on a user's own images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from replknet.engine.config import ExecutionConfig, TrainConfig
+from replknet.engine.distributed import join_processes
+from replknet.engine.evaluate import evaluate
+from replknet.tasks.classification.classifier import load_classifier
+from replknet.tasks.classification.datasets import DataConfig
+from replknet.tasks.classification.preprocessing import Augmentation, Preprocessing
+from replknet.tasks.classification.task import (
+    ClassificationConfig,
+    ClassificationTask,
+    ModelConfig,
+)
+from replknet.tasks.task import LoaderOptions
+
+GENTLE = Augmentation(
+    scale=(0.35, 1.0),
+    color_jitter=0.2,
+    auto_augment=None,
+    re_prob=0.0,
+    mixup=0.0,
+    cutmix=0.0,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationTrainConfig(TrainConfig):
+    """What to train on what, and how.
+
+    Args:
+        model: the network.
+        data: the images.
+        preprocessing: how an image becomes an input; travels in the checkpoint.
+        augmentation: random changes of the training images.
+        loss: "cross_entropy", or "bce" for binary cross-entropy of each class.
+        batch: batch of one optimizer step.
+        optimizer: AdamW.
+        schedule: learning rate over time.
+        ema: average of the weights.
+        execution: how the machine computes; a run may be continued with another one.
+        run: where the run lives and what it writes.
+    """
+
+    data: DataConfig
+    preprocessing: Preprocessing  # no default: its crop would not follow another input size
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augmentation: Augmentation = GENTLE
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+
+    def build_task(self) -> ClassificationTask:
+        """The task of the sections above."""
+        return ClassificationTask(
+            ClassificationConfig(
+                model=self.model,
+                data=self.data,
+                preprocessing=self.preprocessing,
+                augmentation=self.augmentation,
+                loss=self.loss,
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationEvalConfig:
+    """What to measure a checkpoint on.
+
+    Args:
+        checkpoint: any file that ``load_checkpoint`` knows; averaged weights if it has them.
+        data: the images.
+        model: variant with its tag, such as "replknet_31b.in1k_384", of a file that does not say.
+        input_size: another size than the model's own, by the published rules.
+        batch_size: images of one process at a time.
+        workers: data-loading processes of each process.
+        execution: how the machine computes.
+    """
+
+    checkpoint: Path
+    data: DataConfig
+    model: str | None = None
+    input_size: int | None = None
+    batch_size: int = 32
+    workers: int = 2
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+
+def evaluate_classifier(config: ClassificationEvalConfig) -> dict[str, Any] | None:
+    """Metrics of a checkpoint on validation images, each counted once over all processes.
+
+    Call it in every process; all but the main one get None.
+
+    Raises:
+        ValueError: the file cannot be used, or its classes are not those of the data.
+        FileNotFoundError: there is no such file.
+    """
+    with join_processes(config.execution.device) as processes:
+        classifier = load_classifier(
+            config.checkpoint,
+            model=config.model,
+            input_size=config.input_size,
+            device=processes.device,
+        )
+        task = ClassificationTask(
+            ClassificationConfig(
+                model=ModelConfig(), data=config.data, preprocessing=classifier.preprocessing
+            ),
+            class_names=classifier.class_names,
+        )
+        options = LoaderOptions(
+            batch_size=config.batch_size,
+            workers=config.workers,
+            rank=processes.rank,
+            world_size=processes.world_size,
+        )
+        loader = task.eval_loader(options)
+        metrics = evaluate(classifier.model, task, loader, config.execution, processes)
+        return metrics if processes.main else None
