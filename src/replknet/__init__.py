@@ -2,8 +2,18 @@
 
 from importlib.metadata import version
 
+from replknet.deploy import fuse, reparameterize
 from replknet.models import create_model, list_models, load_checkpoint
+from replknet.nn import accelerate, acceleration_report
 
 __version__ = version("replknet")
 
-__all__ = ["create_model", "list_models", "load_checkpoint"]
+__all__ = [
+    "accelerate",
+    "acceleration_report",
+    "create_model",
+    "fuse",
+    "list_models",
+    "load_checkpoint",
+    "reparameterize",
+]

@@ -1,6 +1,13 @@
 """Layers on the operator."""
 
+from replknet.nn.accelerate import AccelerationReport, accelerate, acceleration_report
 from replknet.nn.depthwise import DepthwiseConv2d
 from replknet.nn.reparam import ReparamLargeKernelConv
 
-__all__ = ["DepthwiseConv2d", "ReparamLargeKernelConv"]
+__all__ = [
+    "AccelerationReport",
+    "DepthwiseConv2d",
+    "ReparamLargeKernelConv",
+    "accelerate",
+    "acceleration_report",
+]

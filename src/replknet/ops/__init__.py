@@ -1,5 +1,23 @@
-"""Depthwise convolution with large kernels."""
+"""Depthwise convolution with large kernels: one function, several algorithms."""
 
-from replknet.ops.depthwise import depthwise_conv2d
+from replknet.ops.algorithm import register
+from replknet.ops.arguments import problem_of
+from replknet.ops.choose import Explanation, explain, use
+from replknet.ops.depthwise import decompositions, depthwise_conv2d, depthwise_conv2d_relu
+from replknet.ops.problem import Problem
+from replknet.ops.torch_conv import TorchConv
+from replknet.ops.torch_fft import TorchFFT
 
-__all__ = ["depthwise_conv2d"]
+__all__ = [
+    "Explanation",
+    "Problem",
+    "decompositions",
+    "depthwise_conv2d",
+    "depthwise_conv2d_relu",
+    "explain",
+    "problem_of",
+    "use",
+]
+
+register(TorchFFT())
+register(TorchConv())

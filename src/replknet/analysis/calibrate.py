@@ -1,0 +1,112 @@
+"""Measure the cost table of ``replknet.ops.cost`` on the machine at hand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from replknet.ops.algorithm import ALGORITHMS, Algorithm
+from replknet.ops.arguments import memory_format
+from replknet.ops.cost import CostTable, Curve, key
+from replknet.ops.problem import Layout, Pass, Problem
+from replknet.ops.torch_conv import TorchConv
+
+KERNEL_SIZES = [1, 3, 5, 7, 9, 11, 13, 17, 21, 31, 51]
+MAP_SIZES = [4, 7, 14, 28, 56, 112]
+PASSES: tuple[Pass, ...] = ("forward", "grad_input", "grad_weight")
+LAYOUTS: tuple[Layout, ...] = ("NCHW", "NHWC")
+SECONDS_PER_TIMING = 0.01
+SLOW_SECONDS = 0.1  # a call this long is timed once, and not again with a larger batch
+
+
+def calibrate(progress: Callable[[str], None] = lambda text: None) -> CostTable:
+    """Time every algorithm, pass and layout with the current number of threads.
+
+    Takes a few minutes. ``progress`` is told what is measured.
+    """
+    curves = {}
+    for pass_ in PASSES:
+        for layout in LAYOUTS:
+            for name, algorithm in ALGORITHMS.items():
+                progress(f"{name} {pass_} {layout}")
+                timed = TorchConv(layout) if name == "torch" else algorithm
+                curves[key(name, pass_, layout)] = _curve(timed, pass_, layout)
+    return CostTable(torch.get_num_threads(), KERNEL_SIZES, MAP_SIZES, curves)
+
+
+def _curve(algorithm: Algorithm, pass_: Pass, layout: Layout) -> Curve:
+    channels = 32 * torch.get_num_threads()
+    call = _seconds(algorithm, _problem(pass_, layout, 1, 8, 1, 4))
+    channel, plane = [], []
+    for kernel_size in KERNEL_SIZES:
+        cells = []
+        for map_size in MAP_SIZES:
+            # A larger kernel would be trimmed to this one.
+            fitting = min(kernel_size, 2 * map_size - 1)
+            one = _seconds(algorithm, _problem(pass_, layout, 1, channels, fitting, map_size))
+            batch = 1 if one > SLOW_SECONDS else 8
+            many = _seconds(algorithm, _problem(pass_, layout, batch, channels, fitting, map_size))
+            per_plane = (many - one) / (channels * (batch - 1)) if batch > 1 else one / channels
+            per_plane = min(max(per_plane, 0.2 * many / (channels * batch)), one / channels)
+            cells.append((max(0.0, (one - call) / channels - per_plane), per_plane))
+        channel.append([_nanoseconds(cell[0]) for cell in cells])
+        plane.append([_nanoseconds(cell[1]) for cell in cells])
+    return Curve(_nanoseconds(call), channel, plane)
+
+
+def _nanoseconds(seconds: float) -> float:
+    return float(f"{max(1e9 * seconds, 0.01):.3g}")  # positive: the table is read on a log scale
+
+
+def _problem(
+    pass_: Pass, layout: Layout, batch: int, channels: int, kernel_size: int, map_size: int
+) -> Problem:
+    half = kernel_size // 2
+    return Problem(
+        pass_,
+        batch,
+        channels,
+        map_size,
+        map_size,
+        (kernel_size, kernel_size),
+        (1, 1),
+        (half, half, half, half),
+        (1, 1),
+        torch.float32,
+        layout,
+        "cpu",
+    )
+
+
+def _seconds(algorithm: Algorithm, problem: Problem) -> float:
+    """Median time of one call."""
+    call = _call(algorithm, problem)
+    first = _timed(call)
+    if first > SLOW_SECONDS:
+        return first
+    times = [_timed(call)]
+    while sum(times) < SECONDS_PER_TIMING or len(times) < 5:
+        times.append(_timed(call))
+    return median(times)
+
+
+def _timed(call: Callable[[], Tensor]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _call(algorithm: Algorithm, problem: Problem) -> Callable[[], Tensor]:
+    size = (problem.batch, problem.channels, problem.height, problem.width)
+    input = torch.randn(size).contiguous(memory_format=memory_format(problem.layout))
+    grad_output = torch.randn_like(input)
+    weight = torch.randn(problem.channels, 1, *problem.kernel_size)
+    if problem.pass_ == "forward":
+        return lambda: algorithm.forward(problem, input, weight, None, False)
+    if problem.pass_ == "grad_input":
+        return lambda: algorithm.grad_input(problem, grad_output, weight)
+    return lambda: algorithm.grad_weight(problem, grad_output, input)

@@ -1,0 +1,142 @@
+"""The caller's arguments: brought to one form and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from replknet.ops.problem import Layout, Pass, Problem
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+Padding = int | tuple[int, int] | tuple[int, int, int, int] | str
+
+
+def pair(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int]:
+    """``value`` as (vertical, horizontal), each at least ``minimum``."""
+    values = (value, value) if isinstance(value, int | torch.SymInt) else tuple(value)
+    if len(values) != 2 or any(v < minimum for v in values):
+        raise ValueError(f"{name} must be one or two integers >= {minimum}, got {value!r}")
+    return values[0], values[1]
+
+
+def four_sides(
+    padding: int | Sequence[int] | str,
+    kernel_size: Sequence[int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[int, int, int, int]:
+    """``padding`` as (top, bottom, left, right).
+
+    "same" keeps the size of the map; an even kernel gets the extra zero at the bottom and right,
+    as in ``torch.nn.functional.conv2d``.
+    """
+    if padding == "valid":
+        return 0, 0, 0, 0
+    if padding == "same":
+        if stride != (1, 1):
+            raise ValueError(
+                f"padding='same' needs stride 1, got {stride}; pass the padding as integers"
+            )
+        total_h, total_w = (d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True))
+        return total_h // 2, total_h - total_h // 2, total_w // 2, total_w - total_w // 2
+    if isinstance(padding, str):
+        raise ValueError(f"padding must be 'same', 'valid' or integers, got {padding!r}")
+    if not isinstance(padding, int | torch.SymInt) and len(padding) == 4:
+        if any(side < 0 for side in padding):
+            raise ValueError(f"padding must not be negative, got {tuple(padding)}")
+        return padding[0], padding[1], padding[2], padding[3]
+    vertical, horizontal = pair("padding", padding, 0)
+    return vertical, vertical, horizontal, horizontal
+
+
+def check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Refuse tensors that do not describe a depthwise convolution."""
+    if input.ndim != 4:
+        raise ValueError(f"input must be (N, C, H, W), got shape {tuple(input.shape)}")
+    check_weight(weight)
+    channels = weight.shape[0]
+    if input.shape[1] != channels:
+        raise ValueError(
+            f"input has {input.shape[1]} channels and weight {channels}; a depthwise convolution "
+            "has one filter for each channel"
+        )
+    if bias is not None and tuple(bias.shape) != (channels,):
+        raise ValueError(f"bias must have shape ({channels},), got {tuple(bias.shape)}")
+    if input.dtype not in DTYPES:
+        names = ", ".join(str(dtype) for dtype in DTYPES)
+        raise NotImplementedError(f"input has dtype {input.dtype}; supported are {names}")
+    for name, other in (("weight", weight), ("bias", bias)):
+        if other is not None and other.dtype != input.dtype:
+            raise ValueError(f"input is {input.dtype} but {name} is {other.dtype}; use one dtype")
+        if other is not None and other.device != input.device:
+            raise ValueError(
+                f"input is on {input.device} but {name} is on {other.device}; use one device"
+            )
+
+
+def check_weight(weight: Tensor) -> None:
+    """Refuse a weight that is not (C, 1, Kh, Kw)."""
+    if weight.ndim != 4 or weight.shape[1] != 1:
+        raise ValueError(f"weight must be (C, 1, Kh, Kw), got shape {tuple(weight.shape)}")
+    if weight.shape[2] < 1 or weight.shape[3] < 1:
+        raise ValueError(f"weight must have at least one tap, got shape {tuple(weight.shape)}")
+
+
+def check_output(problem: Problem) -> None:
+    """Refuse a kernel that reaches beyond the padded input."""
+    reach = tuple(
+        d * (k - 1) + 1 for d, k in zip(problem.dilation, problem.kernel_size, strict=True)
+    )
+    top, bottom, left, right = problem.padding
+    padded = (problem.height + top + bottom, problem.width + left + right)
+    if reach[0] > padded[0] or reach[1] > padded[1]:
+        raise ValueError(
+            f"weight reaches over {reach[0]}x{reach[1]} pixels (kernel {problem.kernel_size}, "
+            f"dilation {problem.dilation}) but the padded input has only {padded[0]}x{padded[1]}"
+        )
+
+
+def layout_of(tensor: Tensor) -> Layout:
+    """Memory order of a tensor (N, C, H, W); "NCHW" when it could be read as either."""
+    channels_innermost = tensor.stride(1) == 1 and tensor.shape[1] > 1
+    one_pixel = tensor.shape[2] == 1 and tensor.shape[3] == 1
+    return "NHWC" if channels_innermost and not one_pixel else "NCHW"
+
+
+def memory_format(layout: Layout) -> torch.memory_format:
+    """PyTorch's name of a layout."""
+    return torch.channels_last if layout == "NHWC" else torch.contiguous_format
+
+
+def problem_of(
+    input: Tensor,
+    weight: Tensor,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: Padding = "same",
+    dilation: int | tuple[int, int] = 1,
+    pass_: Pass = "forward",
+) -> Problem:
+    """The problem that ``depthwise_conv2d`` solves for these arguments in one pass."""
+    check_tensors(input, weight, None)
+    steps, holes = pair("stride", stride, 1), pair("dilation", dilation, 1)
+    kernel_size = (weight.shape[2], weight.shape[3])
+    problem = Problem(
+        pass_=pass_,
+        batch=input.shape[0],
+        channels=input.shape[1],
+        height=input.shape[2],
+        width=input.shape[3],
+        kernel_size=kernel_size,
+        stride=steps,
+        padding=four_sides(padding, kernel_size, steps, holes),
+        dilation=holes,
+        dtype=input.dtype,
+        layout=layout_of(input),
+        device=input.device.type,
+    )
+    check_output(problem)
+    return problem

@@ -1,0 +1,145 @@
+"""Which algorithm computes a problem, and why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from replknet.ops.algorithm import ALGORITHMS, Algorithm
+from replknet.ops.problem import Problem
+from replknet.ops.trim import trim
+
+_in_use: ContextVar[str | None] = ContextVar("replknet_algorithm", default=None)
+
+
+@contextmanager
+def use(algorithm: str) -> Iterator[None]:
+    """Compute the depthwise convolutions of a ``with`` block by one algorithm.
+
+    Holds for the forward and backward passes that run inside the block, in this thread or
+    asynchronous task. "auto" chooses by predicted cost again. The environment variable
+    ``REPLKNET_ALGORITHM`` does the same for a whole process, and ``algorithm=`` for a call.
+
+    Raises:
+        ValueError: there is no algorithm of that name.
+    """
+    token = _in_use.set(_known(algorithm, "algorithm"))
+    try:
+        yield
+    finally:
+        _in_use.reset(token)
+
+
+def requested(algorithm: str) -> str:
+    """What is asked for, by the call, else by ``use``, else by the environment; or "auto"."""
+    if algorithm != "auto":
+        return _known(algorithm, "algorithm")
+    in_use = _in_use.get()
+    if in_use is not None:
+        return in_use
+    return _known(os.environ.get("REPLKNET_ALGORITHM", "auto"), "REPLKNET_ALGORITHM")
+
+
+def _known(algorithm: str, source: str) -> str:
+    if algorithm != "auto" and algorithm not in ALGORITHMS:
+        names = ", ".join(["auto", *ALGORITHMS])
+        raise ValueError(f"{source} must be one of {names}; got {algorithm!r}")
+    return algorithm
+
+
+def choose(problem: Problem, algorithm: str = "auto") -> Algorithm:
+    """The algorithm for ``problem``: the one named, or the one with the least predicted cost.
+
+    Raises:
+        ValueError: there is no algorithm of that name.
+        NotImplementedError: the one that is asked for cannot compute this problem.
+    """
+    return _choose(problem, requested(algorithm), torch.get_num_threads())
+
+
+@lru_cache(maxsize=4096)
+def _choose(problem: Problem, name: str, threads: int) -> Algorithm:
+    if name == "auto":
+        if problem.device != "cpu":  # nothing was measured there: PyTorch's own
+            return ALGORITHMS["torch"]
+        return min(
+            (a for a in ALGORITHMS.values() if a.supports(problem).ok),
+            key=lambda candidate: candidate.cost(problem),
+        )
+    support = ALGORITHMS[name].supports(problem)
+    if not support.ok:
+        able = ", ".join(a.name for a in ALGORITHMS.values() if a.supports(problem).ok)
+        raise NotImplementedError(
+            f"algorithm {name!r} cannot compute this {problem.pass_} pass: {support.reason}; "
+            f"auto and these can: {able}"
+        )
+    return ALGORITHMS[name]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One algorithm's standing for a problem."""
+
+    name: str
+    ok: bool
+    reason: str  # why not, when not ok
+    seconds: float | None  # predicted, when ok and the device is the CPU
+
+    def __str__(self) -> str:
+        if not self.ok:
+            return f"{self.name:<10} no   {self.reason}"
+        cost = "not measured" if self.seconds is None else f"{1e3 * self.seconds:.3f} ms predicted"
+        return f"{self.name:<10} yes  {cost}"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Every algorithm's standing for a problem, and the one that computes it."""
+
+    problem: Problem
+    computed: Problem  # without the taps of the kernel that only ever meet padding
+    candidates: tuple[Candidate, ...]
+    choice: str | None  # None when the algorithm asked for cannot compute the problem
+    request: str
+
+    def __str__(self) -> str:
+        problem = self.problem
+        kernel = "x".join(map(str, problem.kernel_size))
+        lines = [
+            f"{problem.pass_} of a {kernel} depthwise convolution, input ({problem.batch}, "
+            f"{problem.channels}, {problem.height}, {problem.width}), {problem.layout}, "
+            f"{str(problem.dtype).removeprefix('torch.')}, {problem.device}"
+        ]
+        if self.computed.kernel_size != problem.kernel_size:
+            trimmed = "x".join(map(str, self.computed.kernel_size))
+            lines.append(f"only the inner {trimmed} taps ever meet the map")
+        for candidate in self.candidates:
+            mark = "->" if candidate.name == self.choice else "  "
+            lines.append(f"{mark} {candidate}")
+        if self.request != "auto":
+            lines.append(f"{self.request} is asked for by `use` or REPLKNET_ALGORITHM")
+        return "\n".join(lines)
+
+
+def explain(problem: Problem) -> Explanation:
+    """Say for every algorithm whether it computes ``problem``, why not, and its predicted cost.
+
+    ``problem_of`` makes the problem from the arguments of a call. ``print`` the result for a
+    table.
+    """
+    request = requested("auto")
+    computed, _ = trim(problem)
+    candidates = []
+    for algorithm in ALGORITHMS.values():
+        support = algorithm.supports(computed)
+        seconds = algorithm.cost(computed) if support.ok and computed.device == "cpu" else None
+        candidates.append(Candidate(algorithm.name, support.ok, support.reason, seconds))
+    able = {candidate.name for candidate in candidates if candidate.ok}
+    choice = choose(computed).name if request == "auto" or request in able else None
+    return Explanation(problem, computed, tuple(candidates), choice, request)

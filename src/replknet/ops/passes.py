@@ -1,0 +1,66 @@
+"""Run one pass on real tensors: trim the kernel, choose an algorithm, compute."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from replknet.ops.arguments import memory_format
+from replknet.ops.choose import choose
+from replknet.ops.problem import Problem
+from replknet.ops.trim import trim
+
+
+def forward(
+    problem: Problem,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    relu: bool,
+    algorithm: str,
+) -> Tensor:
+    """Output (N, C, H', W') in the layout of the problem."""
+    format = memory_format(problem.layout)
+    if input.numel() == 0:
+        size = (problem.batch, problem.channels, *problem.output_size)
+        output = input.new_zeros(size).contiguous(memory_format=format)
+        if bias is not None:
+            output += bias[:, None, None]
+        return output.relu_() if relu else output
+    problem, taps = trim(problem)
+    weight = weight[:, :, taps.top : taps.bottom, taps.left : taps.right].contiguous()
+    if bias is not None:
+        bias = bias.contiguous()
+    input = input.contiguous(memory_format=format)
+    output = choose(problem, algorithm).forward(problem, input, weight, bias, relu)
+    return output.contiguous(memory_format=format)
+
+
+def grad_input(problem: Problem, grad_output: Tensor, weight: Tensor, algorithm: str) -> Tensor:
+    """Gradient (N, C, H, W) of the input in the layout of the problem."""
+    format = memory_format(problem.layout)
+    if grad_output.numel() == 0 or problem.height * problem.width == 0:
+        size = (problem.batch, problem.channels, problem.height, problem.width)
+        return grad_output.new_zeros(size).contiguous(memory_format=format)
+    problem, taps = trim(problem)
+    weight = weight[:, :, taps.top : taps.bottom, taps.left : taps.right].contiguous()
+    grad_output = grad_output.contiguous(memory_format=format)
+    gradient = choose(problem, algorithm).grad_input(problem, grad_output, weight)
+    return gradient.contiguous(memory_format=format)
+
+
+def grad_weight(problem: Problem, grad_output: Tensor, input: Tensor, algorithm: str) -> Tensor:
+    """Gradient (C, 1, Kh, Kw) of the weight; zero at the taps that never meet the map."""
+    size = (problem.channels, 1, *problem.kernel_size)
+    if grad_output.numel() == 0 or input.numel() == 0:
+        return input.new_zeros(size)
+    format = memory_format(problem.layout)
+    problem, taps = trim(problem)
+    input = input.contiguous(memory_format=format)
+    grad_output = grad_output.contiguous(memory_format=format)
+    gradient = choose(problem, algorithm).grad_weight(problem, grad_output, input)
+    if gradient.shape == size:
+        return gradient.contiguous()
+    whole = torch.zeros(size, dtype=gradient.dtype, device=gradient.device)
+    whole[:, :, taps.top : taps.bottom, taps.left : taps.right] = gradient
+    return whole
