@@ -4,6 +4,7 @@
 #include "direct.h"
 #include "fft.h"
 #include "peak.h"
+#include "pointwise.h"
 
 #define RK_TABLE_NAME2(isa) rk_kernels_##isa
 #define RK_TABLE_NAME(isa) RK_TABLE_NAME2(isa)
@@ -13,4 +14,6 @@ extern "C" const Kernels RK_TABLE_NAME(RK_ISA) = {
     RK_ISA_NAME,
     {RK_ISA::direct, RK_ISA::fft},
     RK_ISA::fma_peak,
+    RK_ISA::pointwise::one,
+    RK_ISA::pointwise::pair,
 };

@@ -27,6 +27,8 @@ struct Kernels {
     const char* isa;
     Algorithm algorithms[2];  // indexed by RK_DIRECT, RK_FFT
     double (*fma_peak)(int threads);
+    decltype(rk_pointwise)* pointwise;
+    decltype(rk_pointwise_pair)* pointwise_pair;
 };
 
 #define RK_DECLARE_KERNELS(isa) extern "C" const Kernels rk_kernels_##isa

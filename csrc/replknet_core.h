@@ -54,6 +54,27 @@ RK_API int rk_prepare(const rk_problem* problem, const float* weight, void* spec
 RK_API int rk_run(const rk_problem* problem, void* input, float* weight, const void* spectrum, const float* bias,
                   void* output);
 
+enum { RK_IDENTITY = 0, RK_RELU = 1, RK_GELU = 2 };
+enum { RK_PANEL = 32 };
+
+/* One pointwise (1x1) convolution of float32 pixels. `weight` is packed: panels of RK_PANEL output channels, each
+ * (in_channels, RK_PANEL); the last panel, and `bias`, are filled up with zeros. */
+typedef struct rk_layer {
+    const float* weight;
+    const float* bias;
+    int64_t in_channels, out_channels;
+    int32_t activation;
+} rk_layer;
+
+/* output = activation(input @ weight + bias) + residual. The input is contiguous (rows, in_channels); output and
+ * residual, which may be NULL or the output itself, are (rows, out_channels). */
+RK_API int rk_pointwise(const rk_layer* layer, int64_t rows, const float* input, const float* residual, float* output,
+                        int threads);
+
+/* second(first(input)) + residual, without a tensor between the two. */
+RK_API int rk_pointwise_pair(const rk_layer* first, const rk_layer* second, int64_t rows, const float* input,
+                             const float* residual, float* output, int threads);
+
 /* Comma-separated instruction sets that are compiled in and that this machine executes, best first. */
 RK_API const char* rk_available_isas(void);
 

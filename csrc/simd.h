@@ -53,7 +53,7 @@ static RK_INLINE void store_some(float* p, Vec v, int count) {
 #endif
 }
 
-static RK_INLINE Vec broadcast(float x) { return Vec{} + x; }
+static RK_INLINE Vec broadcast(float x) { return x - Vec{}; }  // x + 0 would not fold: it changes -0
 
 static RK_INLINE Vec max_with_zero(Vec v) { return v < Vec{} ? Vec{} : v; }  // keeps NaN
 

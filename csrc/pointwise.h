@@ -1,0 +1,272 @@
+// Pointwise (1x1) convolution: rows of pixels times a packed weight, and two of them with the hidden rows in cache.
+//
+// A tile of kTileRows pixels by 2 vectors of channels stays in registers over the whole depth; its weights stream
+// from a packed panel, its pixels are broadcast from their own rows. Every output is one sum in the order of the
+// input channels, so results depend neither on the number of threads nor on the tiling.
+#pragma once
+
+#include <omp.h>
+#include <stdlib.h>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace RK_ISA {
+namespace pointwise {
+
+constexpr int64_t kPanel = RK_PANEL;
+constexpr int64_t kTileColumns = 2 * kLanes;
+#if RK_LANES == 16 || defined(__aarch64__)  // 32 vector registers
+constexpr int kTileRows = 14;
+#else
+constexpr int kTileRows = 6;
+#endif
+constexpr int64_t kCachedFloats = 1024 * 1024 / 4;  // rows that a thread walks through for every panel: 1 MiB
+
+struct Product {
+    const float* input;
+    const float* packed;
+    const float* bias;
+    const float* residual;  // or null; its rows are as far apart as the output's
+    float* output;
+    int64_t input_stride, output_stride;
+    int64_t depth, columns;
+    int activation;
+};
+
+struct Span {
+    int64_t begin, end;
+};
+
+static RK_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static RK_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static RK_INLINE Span part(int64_t size, int64_t parts, int64_t i) {
+    return {size * i / parts, size * (i + 1) / parts};
+}
+
+// x * Phi(x), Phi(x) = 1/2 + x P(x^2) / Q(x^2): minimax on |x| <= 5.6, error 1e-8 before rounding; constant beyond.
+static RK_INLINE Vec gelu(Vec x) {
+    const Vec limit = broadcast(5.6f);
+    Vec t = x > limit ? limit : x;
+    t = t < -limit ? -limit : t;
+    const Vec s = t * t;
+    Vec p = broadcast(2.2145297151610066e-08f), q = broadcast(1.1802121662185527e-06f);
+    p = p * s + 6.356540779961506e-06f, q = q * s + 7.510215073125437e-05f;
+    p = p * s + 0.00017385136743541807f, q = q * s + 0.0019129817374050617f;
+    p = p * s + 0.004707263316959143f, q = q * s + 0.028940120711922646f;
+    p = p * s + 0.03437616303563118f, q = q * s + 0.2528339922428131f;
+    p = p * s + 0.398942232131958f, q = q * s + 1.0f;
+    return x * (t * p / q + 0.5f);
+}
+
+// block[kRows][kTileColumns] = bias + input rows @ packed columns; fetches what lies at `next` meanwhile.
+template <int kRows>
+static void multiply(const float* input, int64_t stride, const float* packed, int64_t depth, const float* bias,
+                     float* block, const float* next, int64_t next_step) {
+    Vec sum[kRows][2];
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; row++) {
+        sum[row][0] = load(bias);
+        sum[row][1] = load(bias + kLanes);
+    }
+    for (int64_t k = 0; k < depth; k++) {
+        __builtin_prefetch(next + k * next_step);
+        const Vec left = load(packed + k * kPanel), right = load(packed + k * kPanel + kLanes);
+#pragma GCC unroll 16
+        for (int row = 0; row < kRows; row++) {
+            const Vec x = broadcast(input[row * stride + k]);
+            sum[row][0] += x * left;
+            sum[row][1] += x * right;
+        }
+    }
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; row++) {
+        store(block + row * kTileColumns, sum[row][0]);
+        store(block + row * kTileColumns + kLanes, sum[row][1]);
+    }
+}
+
+template <int kRows>
+static RK_INLINE void multiply_rows(int rows, const float* input, int64_t stride, const float* packed, int64_t depth,
+                                    const float* bias, float* block, const float* next, int64_t next_step) {
+    if (rows == kRows)
+        multiply<kRows>(input, stride, packed, depth, bias, block, next, next_step);
+    else if constexpr (kRows > 1)
+        multiply_rows<kRows - 1>(rows, input, stride, packed, depth, bias, block, next, next_step);
+}
+
+// Activation and residual on the way from the block to the output.
+static void finish(const Product& p, const float* block, int64_t row, int rows, int64_t column) {
+    const int64_t valid = smaller(kTileColumns, p.columns - column);
+    for (int r = 0; r < rows; r++) {
+        float* output = p.output + (row + r) * p.output_stride + column;
+        const float* residual = p.residual ? p.residual + (row + r) * p.output_stride + column : nullptr;
+        for (int64_t c = 0; c < valid; c += kLanes) {
+            Vec v = load(block + r * kTileColumns + c);
+            if (p.activation == RK_RELU) v = max_with_zero(v);
+            if (p.activation == RK_GELU) v = gelu(v);
+            const int lanes = int(smaller(kLanes, valid - c));
+            if (lanes == kLanes) {
+                store(output + c, residual ? v + load(residual + c) : v);
+            } else {
+                store_some(output + c, residual ? v + load_some(residual + c, lanes) : v, lanes);
+            }
+        }
+    }
+}
+
+// Rows at a stride that maps them all to the same cache sets evict each other before they are used up.
+static RK_INLINE bool rows_collide(const Product& p) {
+    return p.depth > 512 && p.input_stride * sizeof(float) % 2048 == 0;
+}
+
+static RK_INLINE int64_t padded(int64_t depth) { return ceil_div(depth, 16) * 16 + 16; }
+static RK_INLINE int64_t cached_rows(int64_t depth) {
+    const int64_t tiles = kCachedFloats / (depth * kTileRows);
+    return (tiles > 1 ? tiles : 1) * kTileRows;
+}
+
+// The product of some rows with some panels, on the calling thread. `copy` holds cached_rows(depth) padded rows.
+static void compute(const Product& p, Span rows, Span panels, float* copy) {
+    const int64_t blocks = ceil_div(rows.end - rows.begin, cached_rows(p.depth));
+    const bool collide = rows_collide(p);
+    alignas(64) float block[kTileRows * kTileColumns];
+    for (int64_t b = 0; b < blocks; b++) {
+        const Span span = part(rows.end - rows.begin, blocks, b);
+        const int64_t first = rows.begin + span.begin, count = span.end - span.begin;
+        const float* input = p.input + first * p.input_stride;
+        int64_t stride = p.input_stride;
+        if (collide) {
+            stride = padded(p.depth);
+            for (int64_t r = 0; r < count; r++)
+                memcpy(copy + r * stride, input + r * p.input_stride, p.depth * sizeof(float));
+            input = copy;
+        }
+        const int64_t tiles = ceil_div(count, kTileRows);
+        for (int64_t panel = panels.begin; panel < panels.end; panel++)
+            for (int64_t t = 0; t < tiles; t++) {
+                const Span tile = part(count, tiles, t);
+                const int height = int(tile.end - tile.begin);
+                // On the first pass the rows come from memory: fetch the next tile during this one.
+                const float* next = input + tile.end * stride;
+                const int64_t next_step = panel == panels.begin && !collide ? 16 : 0;
+                for (int64_t c = 0; c < kPanel && panel * kPanel + c < p.columns; c += kTileColumns) {
+                    const int64_t column = panel * kPanel + c;
+                    const float* packed = p.packed + panel * kPanel * p.depth + c;
+                    multiply_rows<kTileRows>(height, input + tile.begin * stride, stride, packed, p.depth,
+                                             p.bias + column, block, next, next_step);
+                    finish(p, block, first + tile.begin, height, column);
+                }
+            }
+    }
+}
+
+// Floats that one thread needs for `compute`.
+static int64_t copy_floats(const Product& p) {
+    return rows_collide(p) ? cached_rows(p.depth) * padded(p.depth) : 0;
+}
+
+// The whole product, called by every thread of a parallel region; ends with a barrier. The smaller of weight and
+// pixels is what every thread reads in full.
+static void compute_shared(const Product& p, int64_t rows, int threads, float* copy) {
+    const int64_t panels = ceil_div(p.columns, kPanel), tiles = ceil_div(rows, kTileRows);
+    if (p.columns > rows) {
+        const int64_t parts = smaller(panels, 2 * threads);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < parts; i++) compute(p, {0, rows}, part(panels, parts, i), copy);
+    } else {
+        const int64_t most = ceil_div(tiles * kTileRows, cached_rows(p.depth));
+        const int64_t parts = smaller(tiles, most > 4 * threads ? most : 4 * threads);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < parts; i++) {
+            const Span span = part(tiles, parts, i);
+            compute(p, {span.begin * kTileRows, smaller(span.end * kTileRows, rows)}, {0, panels}, copy);
+        }
+    }
+}
+
+static Product product(const rk_layer& layer, const float* input, const float* residual, float* output) {
+    return {input,
+            layer.weight,
+            layer.bias,
+            residual,
+            output,
+            layer.in_channels,
+            layer.out_channels,
+            layer.in_channels,
+            layer.out_channels,
+            layer.activation};
+}
+
+static float* allocate(int64_t floats) {
+    return static_cast<float*>(aligned_alloc(64, ceil_div(floats + 1, 16) * 64));
+}
+
+static int one(const rk_layer* layer, int64_t rows, const float* input, const float* residual, float* output,
+               int threads) {
+    const Product p = product(*layer, input, residual, output);
+    const int64_t own = copy_floats(p);
+    float* workspace = allocate(own * threads);
+    if (!workspace) return RK_OUT_OF_MEMORY;
+#pragma omp parallel num_threads(threads)
+    compute_shared(p, rows, threads, workspace + omp_get_thread_num() * own);
+    free(workspace);
+    return RK_OK;
+}
+
+// Every thread takes some rows through both layers; their hidden channels never leave its cache.
+static int pair_by_rows(Product first, Product second, int64_t rows, int threads) {
+    const int64_t hidden_stride = padded(second.depth), copy = copy_floats(first);
+    const int64_t share = ceil_div(ceil_div(rows, 4 * threads), kTileRows) * kTileRows;
+    const int64_t block = smaller(cached_rows(second.depth), share);
+    const int64_t own = copy + block * hidden_stride;
+    float* workspace = allocate(own * threads);
+    if (!workspace) return RK_OUT_OF_MEMORY;
+    const int64_t first_panels = ceil_div(first.columns, kPanel), second_panels = ceil_div(second.columns, kPanel);
+#pragma omp parallel num_threads(threads)
+    {
+        float* mine = workspace + omp_get_thread_num() * own;
+        Product up = first, down = second;
+        down.input = up.output = mine + copy;
+        down.input_stride = up.output_stride = hidden_stride;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t begin = 0; begin < rows; begin += block) {
+            const int64_t count = smaller(block, rows - begin);
+            up.input = first.input + begin * first.input_stride;
+            down.output = second.output + begin * second.output_stride;
+            if (second.residual) down.residual = second.residual + begin * second.output_stride;
+            compute(up, {0, count}, {0, first_panels}, mine);
+            compute(down, {0, count}, {0, second_panels}, mine);
+        }
+    }
+    free(workspace);
+    return RK_OK;
+}
+
+// One layer after the other: each thread reads all rows and its part of the weights.
+static int pair_by_layers(Product first, Product second, int64_t rows, int threads) {
+    const int64_t hidden_stride = padded(second.depth), own = copy_floats(first);
+    float* workspace = allocate(own * threads + rows * hidden_stride);
+    if (!workspace) return RK_OUT_OF_MEMORY;
+    first.output = workspace + own * threads;
+    second.input = first.output;
+    first.output_stride = second.input_stride = hidden_stride;
+#pragma omp parallel num_threads(threads)
+    {
+        float* mine = workspace + omp_get_thread_num() * own;
+        compute_shared(first, rows, threads, mine);
+        compute_shared(second, rows, threads, mine);
+    }
+    free(workspace);
+    return RK_OK;
+}
+
+static int pair(const rk_layer* first, const rk_layer* second, int64_t rows, const float* input,
+                const float* residual, float* output, int threads) {
+    const Product up = product(*first, input, nullptr, nullptr), down = product(*second, nullptr, residual, output);
+    const bool hidden_outweighs = rows > first->in_channels + second->out_channels;  // the weights of both layers
+    return (hidden_outweighs ? pair_by_rows : pair_by_layers)(up, down, rows, threads);
+}
+
+}  // namespace pointwise
+}  // namespace RK_ISA
