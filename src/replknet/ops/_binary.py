@@ -9,6 +9,8 @@ from pathlib import Path
 FORWARD, GRAD_INPUT, GRAD_WEIGHT = 0, 1, 2
 DIRECT, FFT = 0, 1
 F32, BF16, F16 = 0, 1, 2
+IDENTITY, RELU, GELU = 0, 1, 2
+PANEL = 32
 
 
 class ProblemStruct(ctypes.Structure):
@@ -28,6 +30,18 @@ class ProblemStruct(ctypes.Structure):
     ]
 
 
+class LayerStruct(ctypes.Structure):
+    """``rk_layer`` of csrc/replknet_core.h."""
+
+    _fields_ = [
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("in_channels", ctypes.c_int64),
+        ("out_channels", ctypes.c_int64),
+        ("activation", ctypes.c_int32),
+    ]
+
+
 def _load() -> tuple[ctypes.CDLL | None, str]:
     path = Path(__file__).with_name("libreplknet_core.so")
     if not path.exists():
@@ -39,6 +53,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     except OSError as error:
         return None, f"{path.name} does not load: {error}"
     problem = ctypes.POINTER(ProblemStruct)
+    layer, rows = ctypes.POINTER(LayerStruct), ctypes.c_int64
     pointer, text = ctypes.c_void_p, ctypes.c_char_p
     for name, result, arguments in (
         ("rk_supports", ctypes.c_int, [problem]),
@@ -46,6 +61,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         ("rk_spectrum_bytes", ctypes.c_size_t, [problem]),
         ("rk_prepare", ctypes.c_int, [problem, pointer, pointer]),
         ("rk_run", ctypes.c_int, [problem, *[pointer] * 5]),
+        ("rk_pointwise", ctypes.c_int, [layer, rows, *[pointer] * 3, ctypes.c_int]),
+        ("rk_pointwise_pair", ctypes.c_int, [layer, layer, rows, *[pointer] * 3, ctypes.c_int]),
         ("rk_available_isas", text, []),
         ("rk_isa", text, []),
         ("rk_force_isa", ctypes.c_int, [text]),
