@@ -59,12 +59,12 @@ def create_model(
         key: tuple(value) if isinstance(value, list) else value
         for key, value in found.metadata.get("preprocessing", {}).items()
     }
-    config = {**vars(model)["pretrained_cfg"], **preprocessing}
-    model.__dict__.update(pretrained_cfg=config, default_cfg=config)
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **preprocessing}
     return model
 
 
-def _build(name: str, kwargs: dict[str, Any]) -> nn.Module:
+def _build(name: str, kwargs: dict[str, Any]) -> Any:
+    """A timm model: a module with attributes, such as ``pretrained_cfg``, that no type tells."""
     variant = name.split(".")[0]
     if not timm.is_model(variant):
         close = difflib.get_close_matches(variant, [*list_models(), *timm.list_models()], n=3)
