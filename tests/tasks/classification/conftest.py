@@ -13,7 +13,7 @@ def write_images():
         for name in names:
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            seed = int.from_bytes(name.encode()) % 2**32
+            seed = int.from_bytes(name.encode(), "big") % 2**32
             pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
             Image.fromarray(pixels).save(path)
 

@@ -66,10 +66,10 @@ class ClassificationEvaluator:
         for metric in (self._scores, self._loss, self._images, self._skipped):
             metric.to(target.device)
         self._skipped.update(batch["skipped"])
+        self._images.update(len(target))
         if not len(target):
             return
         logits = model(batch["image"]).float()
-        self._images.update(len(target))
         self._loss.update(F.cross_entropy(logits, target, reduction="none"))
         self._scores.update(logits, target)
         self._keep_examples(logits.softmax(dim=1), target, batch["index"])
