@@ -15,14 +15,13 @@ from replknet.deploy.folding import (
     NORMS,
     fold_norm_after,
     fold_norm_before,
-    has_hooks,
     is_convolution,
     is_linear,
     is_norm,
     is_plain_norm,
     norm_tail,
 )
-from replknet.deploy.trace import Region, join, only_input, trace_regions
+from replknet.deploy.trace import Region, only_input, trace_regions
 
 _SPATIAL_DIMS = ((2, 3), (3, 2), (-2, -1), (-1, -2), [2, 3], [3, 2], [-2, -1], [-1, -2])
 
@@ -79,26 +78,21 @@ class _Network:
                     self.calls[region.name(node)] += 1
                 elif node.op == "get_attr":
                     self.read.add(region.name(node).rpartition(".")[0])
-        owners = Counter(
-            id(parameter)
+        holders = Counter(
+            id(part)
             for module in model.modules()
-            for parameter in module._parameters.values()
-            if parameter is not None
+            for part in (*module._parameters.values(), *module._modules.values())
         )
-        self.tied = {parameter for parameter, count in owners.items() if count > 1}
+        self.shared = {part for part, count in holders.items() if count > 1}
 
-    def obstacle(self, region: Region, chain: list[fx.Node]) -> Why | None:
-        """Why the first and last module of a chain of calls must not be changed, if so."""
-        for name in (region.name(chain[0]), region.name(chain[-1])):
+    def obstacle(self, *names: str) -> Why | None:
+        """Why the parameters of these modules must not be changed, if so."""
+        for name in names:
             if name in self.read:
                 return f"the parameters of {name} are also used directly"
             module = self.model.get_submodule(name)
-            if any(id(parameter) in self.tied for parameter in module._parameters.values()):
-                return f"the parameters of {name} are shared with another module"
-        scopes = [region.scope(node) for node in chain]
-        for name in set[str]().union(*scopes) - scopes[0].intersection(*scopes):
-            if has_hooks(region.module.get_submodule(name)):
-                return f"a hook watches {join(region.prefix, name)}"
+            if any(id(part) in self.shared for part in (module, *module.parameters())):
+                return f"{name} or its parameters have a second name"
         return None
 
 
@@ -144,7 +138,7 @@ def _fold_into_producer(
         return f"{layer_name} and it are not always called together"
     if any(len(producer.users) != 1 for producer in producers):
         return f"the output of {layer_name} has other consumers"
-    if why := network.obstacle(region, [producers[0], nodes[0]]):
+    if why := network.obstacle(layer_name, name):
         return why
     fold_norm_after(layer, norm)
     _remove(region, norm, nodes)
@@ -158,37 +152,37 @@ def _fold_into_consumer(
     norm = region.called(nodes[0])
     if not is_plain_norm(norm):
         return "it does more than normalise with running statistics"
-    chain = _path_to_linear(region, nodes[0], norm.num_features)
-    if isinstance(chain, str):
-        return chain
-    layer, layer_name = region.called(chain[-1]), region.name(chain[-1])
+    channels = norm.running_mean.numel()  # type: ignore[union-attr]
+    consumer = _linear_consumer(region, nodes[0], channels)
+    if isinstance(consumer, str):
+        return consumer
+    layer, layer_name = region.called(consumer), region.name(consumer)
     if not network.calls[layer_name] == network.calls[name] == 1:
         return f"it and {layer_name} are not called exactly once"
-    if region.overwrites_after(nodes, chain[-1]):
+    if region.overwrites_after(nodes, consumer):
         return f"a tensor is overwritten between it and {layer_name}"
-    if why := network.obstacle(region, chain):
+    if why := network.obstacle(name, layer_name):
         return why
     fold_norm_before(layer, norm)  # type: ignore[arg-type]
     _remove(region, norm, nodes)
     return None
 
 
-def _path_to_linear(region: Region, node: fx.Node, channels: int) -> list[fx.Node] | Why:
+def _linear_consumer(region: Region, node: fx.Node, channels: int) -> fx.Node | Why:
     """Follow the norm's output, through averages, to a layer that can absorb the norm."""
-    flat, chain = False, [node]
+    flat = False
     while True:
         if len(node.users) != 1:
             return f"its output has {len(node.users)} consumers"
         user = next(iter(node.users))
-        chain.append(user)
         if user.op == "output":
             return "its output is returned"
         module = region.called(user)
         if is_linear(module) and flat and module.in_features == channels:
-            return chain
+            return user
         if is_convolution(module) and not flat and only_input(user) is node:
             name = region.name(user)
-            return chain if _is_unpadded(module) else f"{name} pads what it normalises"
+            return user if _is_unpadded(module) else f"{name} pads what it normalises"
         averaged = _flat_after(region, user, flat)
         if averaged is None or user.args[0] is not node:
             return f"its consumer, {user.target}, is no convolution or linear layer"
@@ -225,7 +219,7 @@ def _is_unpadded(convolution: nn.Conv2d) -> bool:
 
 def _remove(region: Region, norm: nn.BatchNorm2d, nodes: list[fx.Node]) -> None:
     """Replace a folded norm by what remains of it, in the model and in the graph."""
-    tail = norm_tail(norm)
+    tail = norm_tail(norm).eval()
     region.module.set_submodule(str(nodes[0].target), tail)
     if isinstance(tail, nn.Identity):
         for node in nodes:

@@ -46,7 +46,7 @@ def reparameterize(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def _merge(module: nn.Module) -> nn.Module:
     """``module`` itself, or a new module with the branches that its own forward sums merged."""
-    if any(has_hooks(part) for part in module.modules()):
+    if has_hooks(module):
         return module
     if isinstance(module, ReparamLargeKernelConv):
         return _merge_large_kernel(module)
@@ -73,7 +73,7 @@ def _merge_large_kernel(module: ReparamLargeKernelConv) -> nn.Module:
         Branch.of([part for part in unit if not isinstance(part, nn.Identity)]) for unit in units
     ]
     supported = [branch for branch in branches if branch is not None]
-    if len(supported) < len(units):
+    if len(supported) < len(units) or any(has_hooks(unit) for unit in units):
         return module
     with torch.device("meta"):
         result = ReparamLargeKernelConv(

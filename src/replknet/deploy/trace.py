@@ -72,8 +72,9 @@ class Region:
 def trace_regions(model: nn.Module) -> Iterator[Region]:
     """Trace ``model``, which must be in evaluation mode, in the largest possible parts.
 
-    A module whose forward depends on values or shapes is a black box in the graph around it, and
-    its children are traced on their own. Forwards are run symbolically; ``model`` should be a copy.
+    A module whose forward depends on values or shapes, or that has hooks, is a black box in the
+    graph around it, and what can be traced inside it is a region of its own. Forwards are run
+    symbolically; ``model`` should be a copy.
     """
     yield from _regions(model, "", model)
 
@@ -106,23 +107,21 @@ def join(prefix: str, name: str) -> str:
 
 
 def _regions(module: nn.Module, prefix: str, root: nn.Module) -> Iterator[Region]:
-    # What a caller passes to optional parameters is only known at the root (the defaults).
+    # What callers pass to optional parameters is only known at the root: the defaults.
     if module is root or takes_one_input(module):
         region, black_boxes = _trace(module, prefix)
-    else:
-        region, black_boxes = None, []
-    if region is None:
-        black_boxes = [""]
-    else:
-        yield region
-    for name in black_boxes:
-        for child_name, child in module.get_submodule(name).named_children():
-            yield from _regions(child, join(join(prefix, name), child_name), root)
+        if region is not None:
+            yield region
+            for name in black_boxes:
+                yield from _regions(module.get_submodule(name), join(prefix, name), root)
+            return
+    for name, child in module.named_children():
+        yield from _regions(child, join(prefix, name), root)
 
 
 def _trace(module: nn.Module, prefix: str) -> tuple[Region | None, list[str]]:
     """Trace with as few black boxes as possible; also the names of those that were met."""
-    black_boxes: list[nn.Module] = []
+    black_boxes: set[nn.Module] = set()
     while True:
         tracer = _Tracer(black_boxes)
         try:
@@ -132,25 +131,29 @@ def _trace(module: nn.Module, prefix: str) -> tuple[Region | None, list[str]]:
         except Exception:  # a forward may raise anything when it meets a symbolic value
             if tracer.failed is None:
                 return None, []
-            black_boxes.append(tracer.failed)
+            black_boxes.add(tracer.failed)
             continue
         _drop_no_ops(module, graph)
-        called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
-        names = {box: name for name, box in module.named_modules()}
-        met = [names[box] for box in black_boxes if names[box] in called]
-        return Region(prefix, module, graph), met
+        called = {module.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module"}
+        return Region(prefix, module, graph), [
+            name
+            for name, part in module.named_modules()
+            if part in called and not _is_layer(part) and (part in black_boxes or has_hooks(part))
+        ]
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, black_boxes: list[nn.Module]) -> None:
+    def __init__(self, black_boxes: set[nn.Module]) -> None:
         super().__init__()
         self.black_boxes = black_boxes
         self.failed: nn.Module | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # A hook must not meet symbolic values, and what it sees must not change.
         return (
-            isinstance(m, (nn.Conv2d, *NORMS))
-            or any(m is box for box in self.black_boxes)
+            _is_layer(m)
+            or m in self.black_boxes
+            or has_hooks(m)
             or super().is_leaf_module(m, module_qualified_name)
         )
 
@@ -181,6 +184,10 @@ class _Tracer(fx.Tracer):
             if parameter.default is inspect.Parameter.empty
         ]
         return root_fn, [self.root, *required]
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Conv2d, *NORMS))
 
 
 def _drop_no_ops(module: nn.Module, graph: fx.Graph) -> None:

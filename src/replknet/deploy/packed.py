@@ -1,0 +1,111 @@
+"""Inference layers: packed weights, and bias, activation and residual folded into the product.
+
+They hold buffers, never parameters: nothing of an optimized network is trained. Inside, pixels are
+rows of channels, so feature maps are (N, C, H, W) tensors in channels_last memory.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from replknet.ops.depthwise import depthwise_conv2d, depthwise_conv2d_relu
+from replknet.ops.pointwise import Activation, Layer, pack, pointwise, pointwise_pair
+
+
+class _Packed(nn.Module):
+    """Weight and bias of one product, laid out for the kernel."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, activation: Activation = "identity") -> None:
+        super().__init__()
+        weight, bias = pack(layer.weight.flatten(1), layer.bias)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+        self.in_channels = weight.shape[1]
+        self.out_channels = layer.weight.shape[0]
+        self.activation: Activation = activation
+
+    @property
+    def layer(self) -> Layer:
+        return Layer(self.weight, self.bias, self.out_channels, self.activation)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, activation={self.activation}"
+
+
+class PackedConv2d(_Packed):
+    """``activation(conv1x1(x)) + residual`` on (N, in_channels, H, W)."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        rows = None if residual is None else to_rows(residual)
+        return from_rows(pointwise(to_rows(x), self.layer, rows), x)
+
+
+class PackedMLP(nn.Module):
+    """``second(activation(first(x))) + residual``, two 1x1 convolutions or linear layers.
+
+    Input (N, C, H, W) when the layers are convolutions, (..., C) when they are linear.
+    """
+
+    def __init__(
+        self, first: nn.Conv2d | nn.Linear, second: nn.Conv2d | nn.Linear, activation: Activation
+    ) -> None:
+        super().__init__()
+        self.first = _Packed(first, activation)
+        self.second = _Packed(second)
+        self.on_maps = isinstance(first, nn.Conv2d)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        first, second = self.first.layer, self.second.layer
+        if not self.on_maps:
+            rows = None if residual is None else residual.reshape(-1, residual.shape[-1])
+            out = pointwise_pair(x.reshape(-1, x.shape[-1]), first, second, rows)
+            return out.unflatten(0, x.shape[:-1])
+        rows = None if residual is None else to_rows(residual)
+        return from_rows(pointwise_pair(to_rows(x), first, second, rows), x)
+
+
+class FrozenDepthwiseConv2d(nn.Module):
+    """Depthwise convolution with bias and optional ReLU whose filters never change."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, conv: nn.Conv2d, relu: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("weight", conv.weight.detach())
+        self.register_buffer("bias", None if conv.bias is None else conv.bias.detach())
+        self.stride = cast("tuple[int, int]", conv.stride)
+        self.padding = cast("tuple[int, int]", conv.padding)
+        self.dilation = cast("tuple[int, int]", conv.dilation)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolve = depthwise_conv2d_relu if self.relu else depthwise_conv2d
+        return convolve(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+        )
+
+    def extra_repr(self) -> str:
+        height, width = self.weight.shape[2:]
+        return f"{self.weight.shape[0]}, kernel_size=({height}, {width}), relu={self.relu}"
+
+
+def to_rows(x: Tensor) -> Tensor:
+    """(N, C, H, W) as (N * H * W, C), without a copy where memory is channels_last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def from_rows(rows: Tensor, like: Tensor) -> Tensor:
+    """Rows as (N, C, H, W) in channels_last memory, with the sizes of ``like``."""
+    batch, _, height, width = like.shape
+    return rows.view(batch, height, width, rows.shape[1]).permute(0, 3, 1, 2)
