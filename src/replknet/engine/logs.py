@@ -30,22 +30,31 @@ class MetricLog:
     """
 
     def __init__(self, run: RunDirectory, *, step: int, size: int) -> None:
-        self._file = open(run.metrics, "a", encoding="utf-8")  # noqa: SIM115
+        self._file = open(run.metrics, "ab", buffering=0)  # noqa: SIM115 (closed by close)
         self._file.truncate(size)
         self._events = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record; ``record["step"]`` is its place on the TensorBoard axis."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        for name, value in flatten(record).items():
-            if name not in ("step", "epoch") and isinstance(value, (int, float)):
-                self._events.add_scalar(name.replace(".", "/"), value, record["step"])
+        """Append one record; ``record["step"]`` is its place on the TensorBoard axis.
+
+        Raises:
+            OSError: the disk is full, for example.
+        """
+        line = json.dumps(record).encode() + b"\n"
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError("the disk is full")
+            for name, value in flatten(record).items():
+                if name not in ("step", "epoch") and isinstance(value, (int, float)):
+                    self._events.add_scalar(name.replace(".", "/"), value, record["step"])
+        except OSError as error:
+            raise OSError(
+                f"cannot write {self._file.name} or its TensorBoard events: {error}"
+            ) from error
 
     def sync(self) -> int:
         """Put all on disk; the size of ``metrics.jsonl`` in bytes."""
         self._events.flush()
-        self._file.flush()
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 

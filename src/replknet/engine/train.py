@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,10 +133,12 @@ class Training:
         self.line.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         self.line.__exit__()
-        if self.log is not None:
-            self.log.close()
+        # a full disk that ended the run also fails the last flush: keep the first error
+        with suppress(OSError) if error_type is not None else nullcontext():
+            if self.log is not None:
+                self.log.close()
 
     def run(self) -> TrainResult:
         """Train and evaluate to the end of the schedule, or until a stop is asked for."""
