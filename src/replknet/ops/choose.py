@@ -60,18 +60,9 @@ def choose(problem: Problem, algorithm: str = "auto") -> Algorithm:
         ValueError: there is no algorithm of that name.
         NotImplementedError: the one that is asked for cannot compute this problem.
     """
-    return _choose(problem, requested(algorithm), torch.get_num_threads())
-
-
-@lru_cache(maxsize=4096)
-def _choose(problem: Problem, name: str, threads: int) -> Algorithm:
+    name = requested(algorithm)
     if name == "auto":
-        if problem.device != "cpu":  # nothing was measured there: PyTorch's own
-            return ALGORITHMS["torch"]
-        return min(
-            (a for a in ALGORITHMS.values() if a.supports(problem).ok),
-            key=lambda candidate: candidate.cost(problem),
-        )
+        return ALGORITHMS[_cheapest(problem, torch.get_num_threads())]
     support = ALGORITHMS[name].supports(problem)
     if not support.ok:
         able = ", ".join(a.name for a in ALGORITHMS.values() if a.supports(problem).ok)
@@ -80,6 +71,14 @@ def _choose(problem: Problem, name: str, threads: int) -> Algorithm:
             f"auto and these can: {able}"
         )
     return ALGORITHMS[name]
+
+
+@lru_cache(maxsize=4096)
+def _cheapest(problem: Problem, threads: int) -> str:
+    if problem.device != "cpu":  # nothing was measured there: PyTorch's own
+        return "torch"
+    able = [algorithm for algorithm in ALGORITHMS.values() if algorithm.supports(problem).ok]
+    return min(able, key=lambda algorithm: algorithm.cost(problem)).name
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ class Explanation:
         ]
         if self.computed.kernel_size != problem.kernel_size:
             trimmed = "x".join(map(str, self.computed.kernel_size))
-            lines.append(f"only the inner {trimmed} taps ever meet the map")
+            lines.append(f"only {trimmed} of its taps ever meet the map")
         for candidate in self.candidates:
             mark = "->" if candidate.name == self.choice else "  "
             lines.append(f"{mark} {candidate}")

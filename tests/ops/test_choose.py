@@ -1,0 +1,171 @@
+"""Choosing and forcing an algorithm, and saying why."""
+
+import asyncio
+import threading
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from replknet.ops import depthwise_conv2d, explain, problem_of, use
+from replknet.ops.algorithm import ALGORITHMS, Support
+from replknet.ops.choose import _cheapest, choose
+from replknet.ops.torch_conv import TorchConv
+
+INPUT, WEIGHT = torch.randn(1, 8, 12, 12), torch.randn(8, 1, 7, 7)
+PROBLEM = problem_of(INPUT, WEIGHT)
+
+
+@dataclass
+class Recorder(TorchConv):
+    """An algorithm that notes its calls and can refuse."""
+
+    name: str = "recorder"
+    refusal: str = ""
+
+    def __post_init__(self):
+        super().__init__()
+        self.calls = []
+
+    def supports(self, problem):
+        return Support(not self.refusal, self.refusal)
+
+    def cost(self, problem):
+        return 1e9
+
+    def forward(self, problem, *args):
+        self.calls.append("forward")
+        return super().forward(problem, *args)
+
+    def grad_input(self, problem, *args):
+        self.calls.append("grad_input")
+        return super().grad_input(problem, *args)
+
+    def grad_weight(self, problem, *args):
+        self.calls.append("grad_weight")
+        return super().grad_weight(problem, *args)
+
+    __hash__ = object.__hash__
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    algorithm = Recorder()
+    monkeypatch.setitem(ALGORITHMS, "recorder", algorithm)
+    yield algorithm
+    _cheapest.cache_clear()
+
+
+def backward():
+    arguments = INPUT.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
+    depthwise_conv2d(*arguments).sum().backward()
+
+
+def test_use_forces_every_pass_in_its_block_only(recorder):
+    with use("recorder"):
+        backward()
+        with use("auto"):
+            backward()
+    backward()
+    assert sorted(recorder.calls) == ["forward", "grad_input", "grad_weight"]
+
+
+def test_the_argument_outranks_use_and_use_outranks_the_environment(recorder, monkeypatch):
+    monkeypatch.setenv("REPLKNET_ALGORITHM", "recorder")
+    depthwise_conv2d(INPUT, WEIGHT)
+    with use("torch"):
+        depthwise_conv2d(INPUT, WEIGHT)
+        assert recorder.calls == ["forward"]
+        depthwise_conv2d(INPUT, WEIGHT, algorithm="recorder")
+    assert recorder.calls == ["forward", "forward"]
+
+
+def test_other_threads_and_tasks_do_not_see_a_use_block(recorder):
+    with use("recorder"):
+        thread = threading.Thread(target=depthwise_conv2d, args=(INPUT, WEIGHT))
+        thread.start()
+        thread.join()
+
+    async def forced():
+        with use("recorder"):
+            await asyncio.sleep(0)
+
+    async def free():
+        depthwise_conv2d(INPUT, WEIGHT)
+
+    async def both():
+        await asyncio.gather(forced(), free())
+
+    asyncio.run(both())
+    assert recorder.calls == []
+
+
+def test_unknown_names_are_refused_with_the_known_ones(monkeypatch):
+    with pytest.raises(ValueError, match=r"auto, .*torch.*'cudnn'"), use("cudnn"):
+        pass
+    monkeypatch.setenv("REPLKNET_ALGORITHM", "cudnn")
+    with pytest.raises(ValueError, match=r"REPLKNET_ALGORITHM .*'cudnn'"):
+        depthwise_conv2d(INPUT, WEIGHT)
+
+
+def test_a_forced_algorithm_that_cannot_run_says_why(recorder):
+    recorder.refusal = "only on Sundays"
+    with pytest.raises(NotImplementedError, match=r"recorder.*only on Sundays.*torch"):
+        depthwise_conv2d(INPUT, WEIGHT, algorithm="recorder")
+    text = str(explain(PROBLEM))
+    assert "recorder   no   only on Sundays" in text
+    with use("recorder"):
+        assert explain(PROBLEM).choice is None
+
+
+def test_auto_takes_the_least_cost_among_those_that_can(recorder, monkeypatch):
+    monkeypatch.setattr(Recorder, "cost", lambda self, problem: 0.0)
+    _cheapest.cache_clear()
+    assert choose(PROBLEM) is recorder
+    recorder.refusal = "no"
+    _cheapest.cache_clear()
+    assert choose(PROBLEM) is not recorder
+
+
+def test_explanation_lists_every_algorithm_and_marks_the_choice():
+    explanation = explain(PROBLEM)
+    assert {candidate.name for candidate in explanation.candidates} == set(ALGORITHMS)
+    able = [candidate for candidate in explanation.candidates if candidate.ok]
+    assert explanation.choice == min(able, key=lambda candidate: candidate.seconds).name
+    text = str(explanation)
+    assert f"-> {explanation.choice}" in text
+    assert "7x7" in text
+    assert text.count("ms predicted") == len(able)
+
+
+def test_explanation_tells_of_trimmed_taps():
+    small = problem_of(torch.zeros(1, 4, 7, 7), torch.zeros(4, 1, 31, 31))
+    assert "only 13x13 of its taps ever meet the map" in str(explain(small))
+
+
+def test_other_devices_take_pytorch_unless_forced():
+    elsewhere = replace(PROBLEM, device="cuda")
+    assert choose(elsewhere).name == "torch"
+    assert choose(elsewhere, "torch_fft").name == "torch_fft"
+    assert "not measured" in str(explain(elsewhere))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_answers_for_any_problem(algorithm):
+    """``supports`` never raises, and the cost is a positive number where it says yes."""
+    for change in (
+        {},
+        {"dtype": torch.float64},
+        {"dtype": torch.bfloat16},
+        {"layout": "NHWC"},
+        {"stride": (2, 3), "dilation": (2, 1), "padding": (9, 0, 2, 30)},
+        {"pass_": "grad_input"},
+        {"pass_": "grad_weight", "height": 1, "width": 400, "kernel_size": (1, 300)},
+        {"batch": 100, "channels": 1, "height": 3000, "width": 2000},
+        {"device": "mps"},
+    ):
+        problem = replace(PROBLEM, **change)
+        support = ALGORITHMS[algorithm].supports(problem)
+        assert support.ok or support.reason
+        if support.ok and problem.device == "cpu":
+            assert ALGORITHMS[algorithm].cost(problem) > 0
