@@ -128,21 +128,37 @@ def test_heads_of_another_size(cats_and_dogs):
         narrow.build_model()
 
 
-def test_fine_tuning_starts_from_the_weights_of_other_classes(cats_and_dogs, tmp_path):
+@pytest.mark.parametrize(
+    ("outputs", "names", "reset_head", "kept"),
+    [
+        (5, None, None, False),
+        (2, None, None, True),
+        (2, ["cat", "dog"], None, True),
+        (2, ["fox", "hen"], None, False),
+        (2, ["fox", "hen"], False, True),
+        (2, ["cat", "dog"], True, False),
+    ],
+)
+def test_fine_tuning_keeps_the_classifier_of_the_same_classes(
+    cats_and_dogs, tmp_path, caplog, outputs, names, reset_head, kept
+):
     path = tmp_path / "other.safetensors"
-    other = create_model("replknet_nano", num_classes=5, **TINY)
-    save_checkpoint(path, other, {})
+    other = create_model("replknet_nano", num_classes=outputs, **TINY)
+    save_checkpoint(path, other, {"class_names": names} if names else {})
+    config = ModelConfig("replknet_nano", str(path), reset_head=reset_head, kwargs=TINY)
+    model = task_of(cats_and_dogs, model=config).build_model()
+    weights, others = model.state_dict(), other.state_dict()
+    assert torch.equal(weights["stem.0.conv.weight"], others["stem.0.conv.weight"])
+    assert (outputs == 2 and torch.equal(weights["head.weight"], others["head.weight"])) == kept
+    assert ("starting a new classifier" in caplog.text) == (reset_head is None and not kept)
 
-    def build(reset_head):
-        model = ModelConfig("replknet_nano", str(path), reset_head=reset_head, kwargs=TINY)
-        return task_of(cats_and_dogs, model=model).build_model()
 
-    with pytest.raises(ValueError, match="reset_head"):
-        build(False)
-    model = build(True)
-    assert model.num_classes == 2
-    stem = "stem.0.conv.weight"
-    assert torch.equal(model.state_dict()[stem], other.state_dict()[stem])
+def test_a_classifier_of_another_size_cannot_be_kept(cats_and_dogs, tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_checkpoint(path, create_model("replknet_nano", num_classes=5, **TINY), {})
+    config = ModelConfig("replknet_nano", str(path), reset_head=False, kwargs=TINY)
+    with pytest.raises(ValueError, match="5 classes, the model 2"):
+        task_of(cats_and_dogs, model=config).build_model()
 
 
 def test_classes_of_an_existing_model_are_matched_by_name(cats_and_dogs):

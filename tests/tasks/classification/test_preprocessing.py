@@ -85,6 +85,13 @@ def test_a_stored_rectangle_is_refused():
         Preprocessing.from_dict(stored)
 
 
+def test_another_size_follows_the_published_rule_where_the_first_did():
+    assert Preprocessing(224).resized(384) == Preprocessing(384)
+    assert Preprocessing(384).resized(320) == Preprocessing(320)
+    own = Preprocessing(28, (0.5,), (0.5,), crop_pct=1.0)
+    assert own.resized(64) == Preprocessing(64, (0.5,), (0.5,), crop_pct=1.0, crop_mode="center")
+
+
 def test_published_augmentation_is_the_default():
     steps = [type(s).__name__ for s in Augmentation().train_transform(Preprocessing()).transforms]
     assert steps == [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -50,7 +50,7 @@ def load_classifier(
     Our own files say everything. Of a published one, ``model`` names the variant with its tag
     ("replknet_31b.in1k_384"); left out, it follows from the file's name, or else from the shapes
     of its weights with the preprocessing of 224 pixels. Its classes are called by ImageNet's names
-    where their number fits. ``input_size`` evaluates at another size, by the published rules.
+    where their number fits. ``input_size`` is for another size than the model's own.
 
     Raises ``ValueError`` for a file of another task and what ``create_model`` raises.
     """
@@ -60,7 +60,7 @@ def load_classifier(
     name = model or (None if metadata else PUBLISHED_FILES.get(Path(checkpoint).stem))
     network = create_model(name, checkpoint=checkpoint).eval()
     preprocessing = Preprocessing.from_dict(resolve_model_data_config(network))
-    if input_size is not None and input_size != preprocessing.input_size:
-        preprocessing = replace(preprocessing, input_size=input_size, crop_pct=None, crop_mode=None)
+    if input_size is not None:
+        preprocessing = preprocessing.resized(input_size)
     names = tuple(metadata.get("class_names") or names_by_count(cast(int, network.num_classes)))
     return Classifier(fuse(reparameterize(network)).to(device), preprocessing, names)

@@ -36,11 +36,15 @@ class ImageDataset(Protocol):
 class DataConfig:
     """A data set on disk.
 
-    ``root`` is the data set's folder; only ``format="fashion-mnist"`` works without one, on the
-    5,000 + 1,000 images that come with the package. ``val_fraction`` is the share of each class
-    held out, chosen by ``split_seed``, when an image folder has no validation folder of its own.
-    Training and evaluation skip images that cannot be decoded, and stop once more than
-    ``max_corrupt_fraction`` of the set turned out to be so.
+    Args:
+        root: folder of the data set; null only for the 5,000 + 1,000 images of Fashion-MNIST that
+            come with the package (``format="fashion-mnist"``).
+        format: "auto" tells it by the files in the folder.
+        val_fraction: share of each class that is held out when an image folder has no train and
+            val folders of its own.
+        split_seed: chooses which images these are.
+        max_corrupt_fraction: images that cannot be decoded are left out and listed; more than
+            this share of them is an error.
     """
 
     root: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from PIL.Image import Image
@@ -21,11 +21,15 @@ Transform = Callable[[Image], Tensor]
 class Preprocessing:
     """Size, scaling and normalisation of a model's input; travels in its checkpoint.
 
-    ``mean`` and ``std`` are those of pixels in [0, 1], one value per channel: three for RGB, one
-    for greyscale. Left out, ``crop_mode`` and ``crop_pct`` follow the published evaluation: below
-    384 pixels the short side is resized to ``input_size / 0.875`` and the centre cropped; from 384
-    on the whole image is squashed to a square. Images no larger than the input (CIFAR,
-    Fashion-MNIST) want ``crop_pct=1.0``.
+    Args:
+        input_size: height and width in pixels.
+        mean: of each channel, for pixels in [0, 1]; three values for RGB, one for greyscale.
+        std: of each channel, likewise.
+        interpolation: of the resizing.
+        crop_pct: share of the resized image's side that is kept; null = as published: 0.875 with
+            "center", all with "squash". Images no larger than the input want 1.0.
+        crop_mode: "center" resizes the short side and crops, "squash" resizes both sides,
+            "border" the long side and pads; null = as published: "squash" from 384 pixels on.
     """
 
     input_size: int = 224
@@ -75,6 +79,13 @@ class Preprocessing:
             crop_mode=self.crop_mode,
         )
 
+    def resized(self, input_size: int) -> Preprocessing:
+        """The same for another size; the crop follows the published rule if it did before."""
+        as_published = replace(self, crop_pct=None, crop_mode=None)
+        if self == as_published:
+            return replace(as_published, input_size=input_size, crop_pct=None, crop_mode=None)
+        return replace(self, input_size=input_size)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable, under timm's names: ``input_size`` is [channels, height, width]."""
         size = [self.channels, self.input_size, self.input_size]
@@ -105,10 +116,24 @@ class Preprocessing:
 class Augmentation:
     """Random changes of the training images; the defaults are those of the published recipes.
 
-    ``crop="resized"`` takes a random part (``scale`` of the area, ``ratio`` of the sides) and
-    resizes it; ``crop="pad"`` resizes to the input size, pads by ``padding`` pixels and crops, as
-    usual for small images. ``auto_augment`` is timm's policy string; colour jitter applies only
-    without it. ``re_*`` is random erasing, ``smoothing`` label smoothing.
+    Args:
+        crop: "resized" takes a random part and resizes it; "pad" resizes, pads and crops back, as
+            is usual for small images.
+        scale: of the random part, as a share of the image's area.
+        ratio: of the random part's sides.
+        padding: pixels on each side, with "pad".
+        hflip: probability of a left-right flip.
+        color_jitter: strength of random brightness, contrast and saturation; only without
+            auto_augment.
+        auto_augment: policy of timm; null = none.
+        re_prob: probability of random erasing.
+        re_mode: what an erased rectangle is filled with.
+        re_count: most rectangles in an image.
+        mixup: alpha of mixup; 0 = off.
+        cutmix: alpha of CutMix; 0 = off.
+        mixup_prob: probability that a batch is mixed.
+        switch_prob: probability of CutMix when both are on.
+        smoothing: of the labels.
     """
 
     crop: Literal["resized", "pad"] = "resized"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,26 +13,33 @@ from PIL.Image import Image
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
-from replknet.models import create_model
+from replknet.models import create_model, list_models
+from replknet.models.checkpoint import read_replknet
 from replknet.tasks.classification.datasets import DataConfig, ImageDataset, Split, open_dataset
 from replknet.tasks.classification.loader import Batch, EvalLoader, TrainLoader
 from replknet.tasks.classification.metrics import ClassificationEvaluator
 from replknet.tasks.classification.preprocessing import Augmentation, Preprocessing
 from replknet.tasks.task import LoaderOptions
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model of this package or of timm, by name.
+    """A model of this package or of timm.
 
-    ``checkpoint`` holds weights to start from; ``reset_head`` leaves out those of its classifier,
-    to learn other classes. ``num_classes`` is by default that of the data; a larger number leaves
-    outputs unused. ``kwargs`` go to the model's constructor.
+    Args:
+        name: such as "replknet_31b", or any model of timm.
+        checkpoint: file with weights to start from; null = random weights.
+        reset_head: leave out the classifier of the checkpoint and start a new one; null = only if
+            its classes are not those of the data (by name, or by number where it has no names).
+        num_classes: outputs; null = as many as the data has classes. Others stay unused.
+        kwargs: arguments of the model's constructor, such as drop_path_rate.
     """
 
     name: str = "replknet_31b"
     checkpoint: str | None = None
-    reset_head: bool = False
+    reset_head: bool | None = None
     num_classes: int | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -92,7 +100,7 @@ class ClassificationTask:
         return create_model(
             model.name,
             checkpoint=model.checkpoint,
-            reset_head=model.reset_head,
+            reset_head=self._starts_new_head(),
             num_classes=len(self.class_names),
             in_chans=self.config.preprocessing.channels,
             **model.kwargs,
@@ -148,6 +156,27 @@ class ClassificationTask:
             "preprocessing": preprocessing.to_dict(),
             "class_names": list(self.class_names),
         }
+
+    def _starts_new_head(self) -> bool:
+        """Whether to leave out the classifier of the checkpoint; says so when it is a choice."""
+        model = self.config.model
+        if model.reset_head is not None or model.checkpoint is None:
+            return bool(model.reset_head)
+        if model.name.split(".")[0] not in list_models():
+            return False
+        report = read_replknet(model.checkpoint).report
+        names = report.metadata.get("class_names")
+        if names is None:
+            same = report.num_classes == len(self.class_names)
+        else:
+            same = tuple(names) == self.class_names
+        if not same:
+            logger.warning(
+                "%s was trained for other classes (%s) than those of the data (%d): "
+                "starting a new classifier on its features",
+                *(model.checkpoint, report.num_classes or "none", len(self.class_names)),
+            )
+        return not same
 
     def _open(self, split: Split) -> ImageDataset:
         mode = self.config.preprocessing.image_mode
