@@ -71,7 +71,7 @@ const Kernels& kernels() {
     return *chosen;
 }
 
-const Algorithm& algorithm(const rk_problem& problem) { return kernels().algorithms[problem.algorithm]; }
+const Algorithm& algorithm(const rk_problem& problem) { return kernels().algorithms[problem.algorithm](); }
 
 size_t round_up(size_t bytes) { return (bytes + 4095) / 4096 * 4096 + 64; }  // + 64: threads differ in cache set
 

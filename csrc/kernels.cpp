@@ -1,10 +1,13 @@
-// The kernels of one instruction set: compiled once for each, with RK_ISA, RK_ISA_NAME and RK_LANES defined.
+// The table of one instruction set: compiled once for each, with RK_ISA, RK_ISA_NAME and RK_LANES defined.
 #include "kernels.h"
 
-#include "direct.h"
-#include "fft.h"
 #include "peak.h"
 #include "pointwise.h"
+
+namespace RK_ISA {
+const Algorithm& direct_algorithm();
+const Algorithm& fft_algorithm();
+}  // namespace RK_ISA
 
 #define RK_TABLE_NAME2(isa) rk_kernels_##isa
 #define RK_TABLE_NAME(isa) RK_TABLE_NAME2(isa)
@@ -12,7 +15,7 @@
 extern "C" const Kernels RK_TABLE_NAME(RK_ISA);
 extern "C" const Kernels RK_TABLE_NAME(RK_ISA) = {
     RK_ISA_NAME,
-    {RK_ISA::direct, RK_ISA::fft},
+    {RK_ISA::direct_algorithm, RK_ISA::fft_algorithm},
     RK_ISA::fma_peak,
     RK_ISA::pointwise::one,
     RK_ISA::pointwise::pair,

@@ -25,7 +25,7 @@ struct Algorithm {
 
 struct Kernels {
     const char* isa;
-    Algorithm algorithms[2];  // indexed by RK_DIRECT, RK_FFT
+    const Algorithm& (*algorithms[2])();  // indexed by RK_DIRECT, RK_FFT
     double (*fma_peak)(int threads);
     decltype(rk_pointwise)* pointwise;
     decltype(rk_pointwise_pair)* pointwise_pair;
