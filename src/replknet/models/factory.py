@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from replknet.models.checkpoint import Checkpoint, as_replknet, load_weights, read_checkpoint
 from replknet.models.formats import architecture
-from replknet.models.variants import ARCHITECTURES
+from replknet.models.variants import ARCHITECTURES, PUBLISHED_FILES
+
+_SIZES = ("kernels", "layers", "channels", "dw_ratio", "ffn_ratio")
+_DEFAULTS = {"dw_ratio": 1.0, "ffn_ratio": 4.0}
 
 
 def list_models() -> list[str]:
@@ -31,7 +35,8 @@ def create_model(
 
     With a checkpoint, what is not given is what the file says: form, number of classes, input
     channels, and for our own files also the name, all other arguments and the preprocessing
-    (in ``model.pretrained_cfg``, where ``timm.data.resolve_data_config`` finds it).
+    (in ``model.pretrained_cfg``, where ``timm.data.resolve_data_config`` finds it). Of other
+    files, the name and tag follow from the authors' file names, or the name from the sizes.
 
     Args:
         name: Variant, with a tag after a dot to choose its preprocessing
@@ -84,7 +89,13 @@ def _described(
         network = as_replknet(found)
         shown = architecture(network.state_dict)
         form = network.report.form
-        name = name or _variant(found, shown, form)
+        name = name or PUBLISHED_FILES.get(found.report.path.stem) or _variant(shown, form)
+        if name is None:
+            sizes = ", ".join(f"{key} {shown[key]}" for key in _SIZES)
+            raise ValueError(
+                f"{found.report.path} holds a RepLKNet of no known variant ({sizes}); build "
+                "RepLKNet with these arguments and call load_checkpoint"
+            )
         file = {key: shown[key] for key in ("num_classes", "in_chans")}
         file |= {"form": form, "norm_intermediate_features": shown["norm_intermediate_features"]}
         kwargs = {**file, **kwargs}
@@ -93,16 +104,39 @@ def _described(
     return name, kwargs
 
 
-def _variant(found: Checkpoint, shown: dict[str, Any], form: str | None) -> str:
-    """The variant that has the sizes of the tensors in a file."""
-    keys = ["kernels", "layers", "channels", "dw_ratio", "ffn_ratio"]
-    keys += ["small_kernel"] if form == "training" else []
-    defaults = {"dw_ratio": 1.0, "ffn_ratio": 4.0}
+def _variant(shown: dict[str, Any], form: str | None) -> str | None:
+    """The variant that has the sizes of the tensors in a file, if any has."""
+    keys = [*_SIZES, *(["small_kernel"] if form == "training" else [])]
     for name, arguments in ARCHITECTURES.items():
-        if all(shown[key] == {**defaults, **arguments}[key] for key in keys):
+        if all(shown[key] == {**_DEFAULTS, **arguments}[key] for key in keys):
             return name
-    sizes = ", ".join(f"{key} {shown[key]}" for key in keys)
-    raise ValueError(
-        f"{found.report.path} holds a RepLKNet of no known variant ({sizes}); build "
-        "RepLKNet with these arguments and call load_checkpoint"
-    )
+    return None
+
+
+def describe_published(checkpoint: Checkpoint, name: str | None = None) -> dict[str, Any]:
+    """Metadata, as our own files carry it, for a RepLKNet file that has none.
+
+    Args:
+        checkpoint: As ``read_replknet`` returns it.
+        name: Variant with tag, for the preprocessing; by default what the file's name or the
+            shapes of its weights tell, which is nothing for a network of no known variant.
+
+    Raises:
+        ValueError: ``name`` is no variant, or not one of the file's sizes.
+    """
+    path, form = checkpoint.report.path, checkpoint.report.form
+    shown = architecture(checkpoint.state_dict)
+    variant = _variant(shown, form)
+    name = name or PUBLISHED_FILES.get(path.stem) or variant
+    if name is None:
+        return {}
+    if variant != name.split(".")[0]:
+        raise ValueError(f"{path} is not {name}: by its sizes it is {variant or 'no variant'}")
+    kwargs = {key: shown[key] for key in ("num_classes", "in_chans", "norm_intermediate_features")}
+    metadata: dict[str, Any] = {"model": {"name": name, "kwargs": kwargs}}
+    if "." not in name:
+        return metadata
+    with torch.device("meta"):
+        config = _build(name, {}).pretrained_cfg
+    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    return {**metadata, "preprocessing": {key: config[key] for key in keys}}

@@ -44,6 +44,19 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }
 
+# The authors' files tell their input size and normalisation by their names alone.
+PUBLISHED_FILES = {
+    "RepLKNet-31B_ImageNet-1K_224": "replknet_31b.in1k_224",
+    "RepLKNet-31B_ImageNet-1K_384": "replknet_31b.in1k_384",
+    "RepLKNet-31B_ImageNet-22K": "replknet_31b.in22k",
+    "RepLKNet-31B_ImageNet-22K-to-1K_224": "replknet_31b.in22k_ft_in1k_224",
+    "RepLKNet-31B_ImageNet-22K-to-1K_384": "replknet_31b.in22k_ft_in1k_384",
+    "RepLKNet-31L_ImageNet-22K": "replknet_31l.in22k",
+    "RepLKNet-31L_ImageNet-22K-to-1K_384": "replknet_31l.in22k_ft_in1k_384",
+    "RepLKNet-XL_MegData73M_pretrain": "replknet_xl.mg73m",
+    "RepLKNet-XL_MegData73M_ImageNet1K": "replknet_xl.mg73m_ft_in1k_320",
+}
+
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Bring any published layout to the names of ``RepLKNet``, for timm's own loading.
