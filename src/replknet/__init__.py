@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from replknet.deploy import fuse, reparameterize
+from replknet.deploy import fuse, optimization_report, optimize, reparameterize
 from replknet.models import create_model, list_models, load_checkpoint
 from replknet.nn import accelerate, acceleration_report
 
@@ -15,5 +15,7 @@ __all__ = [
     "fuse",
     "list_models",
     "load_checkpoint",
+    "optimization_report",
+    "optimize",
     "reparameterize",
 ]

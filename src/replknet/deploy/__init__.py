@@ -2,6 +2,16 @@
 
 from replknet.deploy.equivalence import Equivalence, compare
 from replknet.deploy.fuse import fuse, unfused
+from replknet.deploy.optimize import OptimizationReport, optimization_report, optimize
 from replknet.deploy.reparameterize import reparameterize
 
-__all__ = ["Equivalence", "compare", "fuse", "reparameterize", "unfused"]
+__all__ = [
+    "Equivalence",
+    "OptimizationReport",
+    "compare",
+    "fuse",
+    "optimization_report",
+    "optimize",
+    "reparameterize",
+    "unfused",
+]

@@ -1,0 +1,139 @@
+"""Which inference layer takes the place of which module."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TypeGuard
+
+from timm.layers import Mlp
+from timm.layers.activations import GELU
+from torch import Tensor, nn
+
+from replknet.deploy.folding import has_hooks, is_convolution, is_linear
+from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
+from replknet.models.replknet import ConvFFN, RepLKBlock
+from replknet.ops.pointwise import Activation
+
+
+class PackedRepLKBlock(nn.Module):
+    """``x + pw2(relu(LK(relu(pw1(x)))))``; the convolutions of a fused ``RepLKBlock``."""
+
+    def __init__(self, pw1: nn.Conv2d, large_kernel: nn.Conv2d, pw2: nn.Conv2d) -> None:
+        super().__init__()
+        self.pw1 = PackedConv2d(pw1, "relu")
+        self.large_kernel = FrozenDepthwiseConv2d(large_kernel, relu=True)
+        self.pw2 = PackedConv2d(pw2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pw2(self.large_kernel(self.pw1(x)), residual=x)
+
+
+class PackedConvFFN(nn.Module):
+    """``x + pw2(gelu(pw1(x)))``; the convolutions of a fused ``ConvFFN``."""
+
+    def __init__(self, pw1: nn.Conv2d, pw2: nn.Conv2d) -> None:
+        super().__init__()
+        self.mlp = PackedMLP(pw1, pw2, "gelu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x, residual=x)
+
+
+def replacement(module: nn.Module) -> nn.Module | None:
+    """Inference layer that computes what ``module`` does in evaluation mode, if there is one."""
+    if type(module) is RepLKBlock:
+        return _replk_block(module)
+    if type(module) is ConvFFN:
+        return _conv_ffn(module)
+    if type(module) is Mlp:
+        return _mlp(module)
+    if is_pointwise(module):
+        return PackedConv2d(module)
+    if is_depthwise(module):
+        return FrozenDepthwiseConv2d(module)
+    return None
+
+
+def replace_in_sequence(sequence: nn.Sequential) -> None:
+    """Replace, in place, the convolutions of a sequence that an activation follows, with it."""
+    # Not named_children(), which leaves out a module's second place.
+    layers = [(n, m) for n, m in sequence._modules.items() if not isinstance(m, nn.Identity)]
+    for (name, layer), (following, activation) in pairwise(layers):
+        kind = activation_of(activation)
+        if kind is not None and is_pointwise(layer):
+            sequence.set_submodule(name, PackedConv2d(layer, kind))
+        elif kind == "relu" and is_depthwise(layer):
+            sequence.set_submodule(name, FrozenDepthwiseConv2d(layer, relu=True))
+        else:
+            continue
+        sequence.set_submodule(following, nn.Identity())
+
+
+def is_pointwise(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    """Whether ``module`` is a convolution that multiplies each pixel with one matrix."""
+    return isinstance(module, nn.Conv2d) and not obstacle(module) and module.groups == 1
+
+
+def is_depthwise(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    """Whether ``module`` is a convolution with one filter a channel."""
+    return isinstance(module, nn.Conv2d) and not obstacle(module) and module.groups > 1
+
+
+def obstacle(conv: nn.Conv2d) -> str:
+    """Why no inference layer computes this convolution; empty when one does."""
+    if not is_convolution(conv):
+        return "is a subclass, has hooks or computes its weights"
+    if conv.padding_mode != "zeros":
+        return f"pads with padding_mode={conv.padding_mode!r}"
+    if conv.groups == conv.in_channels == conv.out_channels:
+        return ""
+    if conv.groups > 1:
+        return f"has {conv.groups} groups of {conv.in_channels // conv.groups} channels"
+    if conv.kernel_size != (1, 1):
+        return f"is dense with a {conv.kernel_size[0]}x{conv.kernel_size[1]} kernel"
+    if conv.stride != (1, 1):
+        return f"has stride {conv.stride}"
+    if conv.padding not in ((0, 0), "valid", "same"):
+        return f"pads a 1x1 kernel by {conv.padding}"
+    return ""
+
+
+def activation_of(module: nn.Module | None) -> Activation | None:
+    """Name of an activation that the product can apply; None for any other module."""
+    if module is None or has_hooks(module):
+        return None
+    if type(module) is nn.ReLU:
+        return "relu"
+    if type(module) is GELU or (type(module) is nn.GELU and module.approximate == "none"):
+        return "gelu"
+    return None
+
+
+def _unit(unit: nn.Sequential) -> list[nn.Module]:
+    """Convolution and activation of a conv-BN-activation unit whose norm is folded away."""
+    return [part for part in unit.children() if not isinstance(part, nn.Identity)]
+
+
+def _replk_block(block: RepLKBlock) -> nn.Module | None:
+    parts = [*_unit(block.pw1), block.large_kernel.lkb_reparam, block.lk_nonlinear]
+    match [block.prelkb_bn, *parts, *_unit(block.pw2)]:
+        case [nn.Identity(), pw1, nn.ReLU(), large_kernel, nn.ReLU(), pw2]:
+            if is_pointwise(pw1) and is_depthwise(large_kernel) and is_pointwise(pw2):
+                return PackedRepLKBlock(pw1, large_kernel, pw2)
+    return None
+
+
+def _conv_ffn(block: ConvFFN) -> nn.Module | None:
+    match [block.preffn_bn, *_unit(block.pw1), block.nonlinear, *_unit(block.pw2)]:
+        case [nn.Identity(), pw1, activation, pw2]:
+            if is_pointwise(pw1) and activation_of(activation) == "gelu" and is_pointwise(pw2):
+                return PackedConvFFN(pw1, pw2)
+    return None
+
+
+def _mlp(mlp: Mlp) -> nn.Module | None:
+    layers, activation = (mlp.fc1, mlp.fc2), activation_of(mlp.act)
+    products = all(map(is_pointwise, layers)) or all(map(is_linear, layers))
+    if products and activation is not None and isinstance(mlp.norm, nn.Identity):
+        return PackedMLP(*layers, activation)
+    return None

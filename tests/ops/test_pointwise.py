@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from replknet.ops import _binary
+from replknet.ops.pointwise import (
+    Layer,
+    pack,
+    pointwise,
+    pointwise_pair,
+    unpack,
+    why_not_native,
+)
+
+ACTIVATE = {"identity": lambda x: x, "relu": F.relu, "gelu": F.gelu}
+ISAS = _binary.library.rk_available_isas().decode().split(",") if _binary.library else []
+# rows, in, out: one of each, tile and panel borders, rows whose addresses collide in the cache
+SIZES = [
+    (1, 1, 1),
+    (6, 3, 31),
+    (13, 16, 32),
+    (14, 40, 33),
+    (15, 512, 64),
+    (49, 1024, 96),
+    (197, 2048, 40),
+    (1500, 24, 70),
+]
+
+
+@pytest.fixture(params=[*ISAS, "plain"])
+def isa(request, monkeypatch):
+    """Every instruction set of this machine, and PyTorch's operators."""
+    if request.param == "plain":
+        monkeypatch.setattr(_binary, "library", None)
+        monkeypatch.setattr(_binary, "reason_missing", "it was not built")
+        yield request.param
+        return
+    _binary.library.rk_force_isa(request.param.encode())
+    yield request.param
+    _binary.library.rk_force_isa(None)
+
+
+def randn(*size, seed=0):
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+def layer(inputs, outputs, activation="identity", seed=0):
+    weight, bias = randn(outputs, inputs, seed=seed) / inputs**0.5, randn(outputs, seed=seed + 1)
+    exact = (weight.double(), bias.double(), ACTIVATE[activation])
+    return Layer(*pack(weight, bias), outputs, activation), exact
+
+
+def exactly(x, exact):
+    weight, bias, activate = exact
+    return activate(F.linear(x.double(), weight, bias))
+
+
+def assert_near(actual, expected):
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= 3e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("activation", ACTIVATE)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
+def test_one_layer(isa, rows, inputs, outputs, activation):
+    x, residual = randn(rows, inputs, seed=5), randn(rows, outputs, seed=6)
+    product, exact = layer(inputs, outputs, activation)
+    assert_near(pointwise(x, product), exactly(x, exact))
+    assert_near(pointwise(x, product, residual), exactly(x, exact) + residual)
+
+
+@pytest.mark.parametrize(("rows", "inputs", "hidden"), SIZES)
+@pytest.mark.parametrize("outputs", [5, 64])
+def test_two_layers(isa, rows, inputs, hidden, outputs):
+    x, residual = randn(rows, inputs, seed=5), randn(rows, outputs, seed=6)
+    first, exact_first = layer(inputs, hidden, "gelu")
+    second, exact_second = layer(hidden, outputs, seed=3)
+    expected = exactly(exactly(x, exact_first), exact_second)
+    assert_near(pointwise_pair(x, first, second), expected)
+    assert_near(pointwise_pair(x, first, second, residual), expected + residual)
+
+
+def test_gelu_is_the_exact_one(isa):
+    x = torch.linspace(-12, 12, 4801)[:, None]
+    identity = Layer(*pack(torch.ones(1, 1), None), 1, "gelu")
+    assert (pointwise(x, identity) - F.gelu(x.double())).abs().max() <= 2e-6
+
+
+def test_no_rows(isa):
+    assert pointwise(torch.zeros(0, 4), layer(4, 7)[0]).shape == (0, 7)
+
+
+@pytest.mark.skipif(not ISAS, reason="there is no native core")
+def test_results_depend_neither_on_threads_nor_on_the_batch():
+    x = randn(700, 96)
+    first, second = layer(96, 384, "gelu")[0], layer(384, 96)[0]
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(pointwise_pair(x, first, second))
+    finally:
+        torch.set_num_threads(threads)
+    results.append(torch.cat([pointwise_pair(part, first, second) for part in x.split(150)]))
+    results.append(pointwise(pointwise(x, first), second))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_strided_rows(isa):
+    product, exact = layer(10, 6)
+    x = randn(20, 30)[::2, 5:15]
+    assert_near(pointwise(x, product, randn(6, 10).T), exactly(x, exact) + randn(6, 10).T)
+
+
+def test_unpack():
+    weight = randn(45, 7)
+    packed, bias = pack(weight, None)
+    assert packed.shape == (2, 7, 32)
+    assert torch.equal(unpack(packed, 45), weight)
+    assert torch.equal(bias, torch.zeros(64))
+
+
+def test_why_not_native():
+    if _binary.library is None:
+        assert why_not_native(torch.ones(1)) == _binary.reason_missing
+        return
+    assert why_not_native(torch.ones(1), None) == ""
+    assert "float64" in why_not_native(torch.ones(1).double())
+    assert "not on meta" in why_not_native(torch.ones(1, device="meta"))
+    wanted = torch.ones(1, requires_grad=True)
+    assert "no gradient" in why_not_native(wanted)
+    with torch.no_grad():
+        assert why_not_native(wanted) == ""
+
+
+def test_gradients_of_the_input():
+    product, exact = layer(8, 8, "gelu")
+    x = randn(5, 8).requires_grad_()
+    pointwise_pair(x, product, product).sum().backward()
+    y = x.detach().double().requires_grad_()
+    exactly_twice = exact[2](F.linear(exact[2](F.linear(y, *exact[:2])), *exact[:2]))
+    exactly_twice.sum().backward()
+    assert_near(x.grad, y.grad)
