@@ -72,6 +72,6 @@ def test_the_calibration_file_depends_on_machine_and_pytorch(monkeypatch):
     files = {calibration_file(1), calibration_file(2)}
     monkeypatch.setattr(torch, "__version__", "0.0")
     files.add(calibration_file(1))
-    monkeypatch.setattr(cost, "_processor_name", lambda: "another")
+    monkeypatch.setattr(cost, "processor_name", lambda: "another")
     files.add(calibration_file(1))
     assert len(files) == 4

@@ -12,10 +12,16 @@ from jsonargparse import ArgumentParser
 # Each module defines add_arguments(parser) and run(arguments) -> exit status, and is imported
 # only when its command is asked for.
 COMMANDS = {
+    "demo": "train, evaluate, deploy and predict on images that come with the package",
     "train": "train or fine-tune a classifier, or continue a run",
     "eval": "measure a checkpoint on the validation images of a data set",
     "predict": "name the classes of images, with any checkpoint",
+    "convert": "write a weights file in another format or form",
+    "report": "make an HTML page of a training run",
+    "benchmark": "time the convolution beside other engines; calibrate its choice of algorithm",
     "models": "list the model variants with parameters, FLOPs, source and licence",
+    "tables": "print a table of the paper beside what this project counts and measures",
+    "doctor": "say what works on this machine, and what to do about the rest",
 }
 
 

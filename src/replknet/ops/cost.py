@@ -111,7 +111,7 @@ def cost_table(threads: int) -> CostTable:
 def calibration_file(threads: int) -> Path:
     """Where the calibration of this machine, PyTorch and number of threads is kept."""
     machine = (
-        _processor_name(),
+        processor_name(),
         torch.backends.cpu.get_cpu_capability(),
         torch.__version__,
         str(threads),
@@ -133,7 +133,8 @@ def _position(grid: list[int], value: float) -> tuple[int, float]:
     return cell, log(value / grid[cell]) / log(grid[cell + 1] / grid[cell])
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
+    """Model of the processor as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
