@@ -32,6 +32,7 @@ def batches(count, sizes, classes=7):
     ]
 
 
+@torch.inference_mode()
 def evaluate(parts, names=NAMES):
     evaluator = ClassificationEvaluator(names, lambda index: f"image {index}")
     for part in parts:

@@ -128,6 +128,19 @@ def test_heads_of_another_size(cats_and_dogs):
         narrow.build_model()
 
 
+def test_a_split_may_lack_the_last_classes(tmp_path):
+    for prefix, labels in (("train", [0, 1, 2, 3]), ("t10k", [0, 1])):
+        sizes = len(labels).to_bytes(4, "big")
+        images = sizes + bytes([0, 0, 0, 28, 0, 0, 0, 28]) + bytes(784 * len(labels))
+        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + images)
+        (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(
+            b"\0\0\x08\x01" + sizes + bytes(labels)
+        )
+    task = task_of(tmp_path)
+    assert task.class_names == ("0", "1", "2", "3")
+    assert len(task.val_data) == 2
+
+
 @pytest.mark.parametrize(
     ("outputs", "names", "reset_head", "kept"),
     [

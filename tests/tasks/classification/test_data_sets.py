@@ -72,6 +72,7 @@ def test_train_and_validation_folders_are_used_as_they_are(tmp_path, write_image
     write_images(tmp_path, "train/a/1.png", "train/b/deep/2.JPEG", "train/b/3.bmp")
     write_images(tmp_path, f"{val}/a/4.png", f"{val}/b/5.png")
     (tmp_path / "train" / "a" / "notes.txt").write_text("not an image")
+    (tmp_path / "train" / ".cache").mkdir()
     train = open_dataset(DataConfig(str(tmp_path)), "train")
     assert sources(train, tmp_path) == ["train/a/1.png", "train/b/3.bmp", "train/b/deep/2.JPEG"]
     assert [train[i][1] for i in range(3)] == [0, 1, 1]

@@ -79,6 +79,14 @@ def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
     assert list(find_images(names, io.StringIO())) == names
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "[", "**"])
+def test_names_that_no_file_can_have_are_reported(brightest, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [prediction] = predict(brightest, find_images(["-"], io.StringIO(name)))
+    assert prediction.error
+    assert prediction.source == name
+
+
 # Predicting
 
 

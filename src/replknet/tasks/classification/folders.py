@@ -71,7 +71,8 @@ def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _class_folders(root: Path) -> list[str]:
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    folders = (entry.name for entry in root.iterdir() if entry.is_dir())
+    names = sorted(name for name in folders if not name.startswith("."))
     if not names:
         files = sum(
             has_file_allowed_extension(entry.name, IMG_EXTENSIONS) for entry in root.iterdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -44,10 +45,10 @@ def find_images(sources: Iterable[str], stdin: TextIO) -> Iterator[str]:
     for source in sources:
         if source == "-":
             yield from find_images((line.strip() for line in stdin if line.strip()), stdin)
-        elif Path(source).is_dir():
+        elif os.path.isdir(source):
             paths = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
             yield from map(str, paths) if paths else (source,)
-        elif not Path(source).exists() and (matches := sorted(glob.glob(source, recursive=True))):
+        elif not os.path.exists(source) and (matches := sorted(glob.glob(source, recursive=True))):
             yield from find_images(matches, stdin)
         else:
             yield source

@@ -85,7 +85,8 @@ class ClassificationTask:
         """A name for each output of the model."""
         if self._model_names is not None:
             return self._model_names
-        names = self.val_data.class_names
+        # Where classes are mere numbers, a split may lack the last ones.
+        names = max(self.train_data.class_names, self.val_data.class_names, key=len)
         outputs = self.config.model.num_classes or len(names)
         if len(names) > outputs:
             raise ValueError(
