@@ -13,14 +13,26 @@
 
 namespace RK_ISA::spectral {
 
-// Bytes of the parts of a thread's workspace: one plane (two and a sum of spectra in the weight gradient), one
-// spectrum, and less than 128 KiB of lines and scratch.
-static int64_t workspace_floats(const Plan& plan, bool weight_gradient) {
-    const int64_t lines = 2 * most(plan.cols.window, plan.cols.step) * kLanes;
-    return plan.plane_floats() * (weight_gradient ? 2 : 1) + plan.spectrum_floats() + lines + 2 * kScratchFloats;
+// A thread goes through the images for several groups at a time, as many as the spectra allow: neighbouring groups
+// share the pages, and where channels are adjacent in memory the lines, of a tensor that exceeds the caches.
+constexpr int64_t kSpectraFloats = 1 << 20;
+
+static int64_t block_groups(const Plan& plan, int threads) {
+    const int64_t own = (plan.groups + threads - 1) / threads;
+    return most(1, least(own, kSpectraFloats / plan.spectrum_floats()));
 }
 
-static Workspace divide(const Plan& plan, bool weight_gradient, char* memory) {
+// A filter used once is multiplied column by column and never stored as a spectrum.
+static bool filter_used_once(const Plan& plan) { return plan.images * plan.tiles == 1; }
+
+// Working memory of one thread: two planes, the spectra of a block of groups (4 MiB, or a single one that is larger),
+// and less than 256 KiB of lines and scratch.
+static int64_t workspace_floats(const Plan& plan, int threads) {
+    const int64_t lines = 2 * most(plan.cols.window, plan.cols.step) * kLanes;
+    return 2 * plan.plane_floats() + block_groups(plan, threads) * plan.spectrum_floats() + 2 * kScratchFloats + lines;
+}
+
+static Workspace divide(const Plan& plan, char* memory) {
     float* next = reinterpret_cast<float*>(memory);
     const auto take = [&](int64_t floats) {
         float* taken = next;
@@ -28,141 +40,180 @@ static Workspace divide(const Plan& plan, bool weight_gradient, char* memory) {
         return taken;
     };
     Workspace work;
-    work.plane = take(plan.plane_floats());
-    work.other_plane = weight_gradient ? take(plan.plane_floats()) : nullptr;
-    work.spectrum = take(plan.spectrum_floats());
+    work.plane = {take(plan.plane_floats()), plan.pitch};
+    work.other_plane = {take(plan.plane_floats()), plan.pitch};
     work.scratch = take(kScratchFloats);
     work.other_scratch = take(kScratchFloats);
-    work.lines = next;
+    work.lines = take(2 * most(plan.cols.window, plan.cols.step) * kLanes);
+    work.spectra = next;
     return work;
 }
 
-static Image weight_image(const rk_problem& p, float* weight, int64_t group) {
-    const int64_t taps = int64_t(p.kernel_h) * p.kernel_w, stride[4] = {0, taps, p.kernel_w, 1};
-    return group_image(weight, stride, p.kernel_h, p.kernel_w, p.channels, RK_F32, 0, group);
-}
-
 struct Transforms {
-    Transform data_cols, data_rows, kernel_cols, kernel_rows, inverse_cols, inverse_rows;
+    Transform data_cols, data_rows, kernel_cols, kernel_rows, plain_cols, plain_rows;
 };
 
 static void make_transforms(const Plan& plan, Transforms& t) {
     const FftSize cols = plan.cols.size, rows = plan.rows.size;
-    make_transform(t.data_cols, cols.outer, cols.inner, plan.cols.data_shift);
-    make_transform(t.data_rows, rows.outer, rows.inner, plan.rows.data_shift);
-    make_transform(t.kernel_cols, cols.outer, cols.inner, plan.cols.kernel_shift);
-    make_transform(t.kernel_rows, rows.outer, rows.inner, plan.rows.kernel_shift);
-    make_transform(t.inverse_cols, cols.outer, cols.inner, 0);
-    make_transform(t.inverse_rows, rows.outer, rows.inner, 0);
+    Roots roots;
+    make_roots(roots, cols.points());
+    make_transform(t.data_cols, roots, cols.outer, cols.inner, plan.cols.data_shift);
+    make_transform(t.kernel_cols, roots, cols.outer, cols.inner, plan.cols.kernel_shift);
+    make_transform(t.plain_cols, roots, cols.outer, cols.inner, 0);
+    make_roots(roots, rows.points());
+    make_transform(t.data_rows, roots, rows.outer, rows.inner, plan.rows.data_shift);
+    make_transform(t.kernel_rows, roots, rows.outer, rows.inner, plan.rows.kernel_shift);
+    make_transform(t.plain_rows, roots, rows.outer, rows.inner, 0);
 }
 
-static void filter_spectrum(const Plan& plan, const Transforms& t, const Image& weight, float* spectrum,
-                            const Workspace& work) {
-    const Plane plane = {work.plane, plan.pitch};
-    read_kernel(plan, weight, spectrum, work.lines);  // the spectrum's memory is free until the rows are done
-    kernel_rows(t.kernel_cols, plan, spectrum, plane, work);
-    for (int bin = 0; bin < plan.bins; bin++) {
-        forward_outer(t.kernel_rows, plane.column(bin), int(plan.rows.taps), work.scratch);
-        kInner.spectrum[t.kernel_rows.inner](work.scratch, t.kernel_rows.outer, spectrum);
-        spectrum += plan.rows.size.points() * kComplex;
-    }
-}
-
-static void convolve_tile(const Plan& plan, const Transforms& t, const Image& input, const Image& output,
-                          int64_t tile, const float* spectrum, Vec bias, bool relu, const Workspace& work) {
-    const int64_t down = tile / plan.cols.tiles, right = tile % plan.cols.tiles;
-    const Plane plane = {work.plane, plan.pitch};
-    const int64_t height = plan.rows.outputs(down), width = plan.cols.outputs(right);
-    const int filled = window_rows(t.data_cols, input, plan.rows.start(down), plan.cols.start(right),
-                                   plan.rows.window, plan.cols.window, plane, work);
-    for (int bin = 0; bin < plan.bins; bin++) {
-        forward_outer(t.data_rows, plane.column(bin), filled, work.scratch);
-        kInner.convolve[t.data_rows.inner](work.scratch, t.data_rows.outer, spectrum);
-        inverse_outer(t.inverse_rows, work.scratch, int(height), plane.column(bin));
-        spectrum += plan.rows.size.points() * kComplex;
-    }
-    image_rows(t.inverse_cols, plane, output, down * plan.rows.step, right * plan.cols.step, height, width,
-               plan.scale, bias, relu, work);
-}
-
-// Forward and input gradient.
-static void fft_convolve(const Call& call, const Plan& plan) {
-    const rk_problem& p = *call.problem;
-    const bool transposed = p.pass == RK_GRAD_INPUT;
+// A call, planned.
+struct Job {
+    const Call& call;
+    const rk_problem& problem;
+    Plan plan;
     Transforms transforms;
-    make_transforms(plan, transforms);
-    const int64_t items = plan.groups * plan.images * plan.tiles;
-#pragma omp parallel num_threads(p.threads)
-    {
-        const Workspace work = divide(plan, false, call.workspace + omp_get_thread_num() * call.workspace_stride);
-        int64_t ready = -1;  // the group whose spectrum is in the workspace
-#pragma omp for schedule(static)
-        for (int64_t item = 0; item < items; item++) {
-            const int64_t tile = item % plan.tiles, image = item / plan.tiles % plan.images;
-            const int64_t group = item / plan.tiles / plan.images;
-            const float* spectrum = work.spectrum;
-            if (call.spectrum) {
-                spectrum = static_cast<const float*>(call.spectrum) + group * plan.spectrum_floats();
-            } else if (group != ready) {
-                filter_spectrum(plan, transforms, weight_image(p, call.weight, group), work.spectrum, work);
-                ready = group;
-            }
-            const Image input = group_image(call.input, p.input_stride, p.in_h, p.in_w, p.channels, p.dtype, image, group);
-            const Image output =
-                group_image(call.output, p.output_stride, p.out_h, p.out_w, p.channels, p.dtype, image, group);
-            convolve_tile(plan, transforms, transposed ? output : input, transposed ? input : output, tile, spectrum,
-                          load_channels(call.bias, output), p.relu, work);
+
+    explicit Job(const Call& call) : call(call), problem(*call.problem) {
+        make_plan(problem, plan);
+        make_transforms(plan, transforms);
+    }
+    Workspace workspace(int64_t slot) const { return divide(plan, call.workspace + slot * call.workspace_stride); }
+    Image input(int64_t image, int64_t group) const {
+        const rk_problem& p = problem;
+        return group_image(call.input, p.input_stride, p.in_h, p.in_w, p.channels, p.dtype, image, group);
+    }
+    Image output(int64_t image, int64_t group) const {
+        const rk_problem& p = problem;
+        return group_image(call.output, p.output_stride, p.out_h, p.out_w, p.channels, p.dtype, image, group);
+    }
+    Image weight(int64_t group) const {
+        const int64_t kh = problem.kernel_h, kw = problem.kernel_w, stride[4] = {0, kh * kw, kw, 1};
+        return group_image(call.weight, stride, kh, kw, problem.channels, RK_F32, 0, group);
+    }
+};
+
+// The rows of a group's filter, transformed, in the other plane.
+static void filter_rows(const Job& job, int64_t group, const Workspace& work) {
+    float* taps = work.plane.data;  // free until the input's rows are transformed
+    read_kernel(job.plan, job.weight(group), taps, work.lines);
+    kernel_rows(job.transforms.kernel_cols, job.plan, taps, work.other_plane, work);
+}
+
+static void filter_spectrum(const Job& job, int64_t group, float* spectrum, const Workspace& work) {
+    const Transform& t = job.transforms.kernel_rows;
+    filter_rows(job, group, work);
+    for (int bin = 0; bin < job.plan.bins; bin++, spectrum += t.size() * kComplex) {
+        forward_outer(t, work.other_plane.column(bin), int(job.plan.rows.taps), work.scratch);
+        kInner.spectrum[t.inner](work.scratch, t.outer, spectrum);
+    }
+}
+
+// One tile of one image; without a spectrum, the filter is in the other plane.
+static void convolve_tile(const Job& job, int64_t group, int64_t image, int64_t tile, const float* spectrum,
+                          const Workspace& work) {
+    const Plan& plan = job.plan;
+    const Transforms& t = job.transforms;
+    const Image input = job.input(image, group), output = job.output(image, group);
+    const bool transposed = job.problem.pass == RK_GRAD_INPUT;
+    const int64_t down = tile / plan.cols.tiles, right = tile % plan.cols.tiles;
+    const int64_t height = plan.rows.outputs(down), width = plan.cols.outputs(right);
+    const int filled = window_rows(t.data_cols, transposed ? output : input, plan.rows.start(down),
+                                   plan.cols.start(right), plan.rows.window, plan.cols.window, work.plane, work);
+    const int outer = t.data_rows.outer, inner = t.data_rows.inner;
+    for (int bin = 0; bin < plan.bins; bin++) {
+        prefetch_column(work.plane, bin + 1, filled);
+        forward_outer(t.data_rows, work.plane.column(bin), filled, work.scratch);
+        if (spectrum) {
+            kInner.convolve[inner](work.scratch, outer, spectrum + bin * t.data_rows.size() * kComplex);
+        } else {
+            forward_outer(t.kernel_rows, work.other_plane.column(bin), int(plan.rows.taps), work.other_scratch);
+            kInner.product[inner](work.scratch, outer, work.other_scratch);
         }
+        inverse_outer(t.plain_rows, work.scratch, int(height), work.plane.column(bin));
+    }
+    image_rows(t.plain_cols, work.plane, transposed ? input : output, down * plan.rows.step, right * plan.cols.step,
+               height, width, plan.scale, load_channels(job.call.bias, output), job.problem.relu, work);
+}
+
+// Some tiles of a block of groups: those whose number, groups outermost, is in [begin, end).
+static void convolve_block(const Job& job, int64_t first, int64_t last, int64_t begin, int64_t end,
+                           const Workspace& work) {
+    const Plan& plan = job.plan;
+    const int64_t tiles = plan.images * plan.tiles, floats = plan.spectrum_floats();
+    const float* spectra = static_cast<const float*>(job.call.spectrum);
+    const bool once = !spectra && filter_used_once(plan);
+    for (int64_t group = first; group < last && !spectra && !once; group++)
+        filter_spectrum(job, group, work.spectra + (group - first) * floats, work);
+    for (int64_t tile = 0; tile < tiles; tile++)
+        for (int64_t group = first; group < last; group++) {
+            if (group * tiles + tile < begin || group * tiles + tile >= end) continue;
+            if (once) filter_rows(job, group, work);
+            const float* spectrum = spectra ? spectra + group * floats : work.spectra + (group - first) * floats;
+            convolve_tile(job, group, tile / plan.tiles, tile % plan.tiles, once ? nullptr : spectrum, work);
+        }
+}
+
+// Forward and input gradient. Each thread takes an equal share of groups x images x tiles.
+static void fft_convolve(const Call& call) {
+    const Job job(call);
+    const Plan& plan = job.plan;
+    const int64_t tiles = plan.images * plan.tiles, block = block_groups(plan, job.problem.threads);
+#pragma omp parallel num_threads(job.problem.threads)
+    {
+        const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        const int64_t begin = plan.groups * tiles * thread / threads;
+        const int64_t end = plan.groups * tiles * (thread + 1) / threads;
+        const Workspace work = job.workspace(thread);
+        const int64_t stop = begin < end ? (end - 1) / tiles + 1 : 0;
+        for (int64_t group = begin < end ? begin / tiles : 0; group < stop; group += block)
+            convolve_block(job, group, least(group + block, stop), begin, end, work);
     }
 }
 
 static void fft_prepare(const Call& call) {
-    const rk_problem& p = *call.problem;
-    Plan plan;
-    make_plan(p, plan);
-    Transforms transforms;
-    make_transforms(plan, transforms);
-#pragma omp parallel num_threads(p.threads)
+    const Job job(call);
+    float* spectra = static_cast<float*>(const_cast<void*>(call.spectrum));
+#pragma omp parallel num_threads(job.problem.threads)
     {
-        const Workspace work = divide(plan, false, call.workspace + omp_get_thread_num() * call.workspace_stride);
+        const Workspace work = job.workspace(omp_get_thread_num());
 #pragma omp for schedule(static)
-        for (int group = 0; group < plan.groups; group++) {
-            float* spectrum = static_cast<float*>(const_cast<void*>(call.spectrum)) + group * plan.spectrum_floats();
-            filter_spectrum(plan, transforms, weight_image(p, call.weight, group), spectrum, work);
-        }
+        for (int group = 0; group < job.plan.groups; group++)
+            filter_spectrum(job, group, spectra + group * job.plan.spectrum_floats(), work);
     }
 }
 
 // Adds one tile of one image to the sum of spectra.
-static void correlate_tile(const Plan& plan, const Transforms& t, const Image& input, const Image& output,
-                           int64_t tile, const Workspace& work) {
+static void correlate_tile(const Job& job, int64_t group, int64_t image, int64_t tile, float* sum,
+                           const Workspace& work) {
+    const Plan& plan = job.plan;
+    const Transforms& t = job.transforms;
     const int64_t down = tile / plan.cols.tiles, right = tile % plan.cols.tiles;
-    const Plane x = {work.plane, plan.pitch}, g = {work.other_plane, plan.pitch};
-    const int x_filled = window_rows(t.data_cols, input, plan.rows.start(down), plan.cols.start(right),
+    const Plane &x = work.plane, &g = work.other_plane;
+    const int x_filled = window_rows(t.data_cols, job.input(image, group), plan.rows.start(down), plan.cols.start(right),
                                      plan.rows.window, plan.cols.window, x, work);
-    const int g_filled = window_rows(t.inverse_cols, output, down * plan.rows.step, right * plan.cols.step,
+    const int g_filled = window_rows(t.plain_cols, job.output(image, group), down * plan.rows.step, right * plan.cols.step,
                                      plan.rows.outputs(down), plan.cols.outputs(right), g, work);
-    float* sum = work.spectrum;
-    for (int bin = 0; bin < plan.bins; bin++) {
+    for (int bin = 0; bin < plan.bins; bin++, sum += t.data_rows.size() * kComplex) {
+        prefetch_column(x, bin + 1, x_filled);
+        prefetch_column(g, bin + 1, g_filled);
         forward_outer(t.data_rows, x.column(bin), x_filled, work.scratch);
-        forward_outer(t.inverse_rows, g.column(bin), g_filled, work.other_scratch);
+        forward_outer(t.plain_rows, g.column(bin), g_filled, work.other_scratch);
         kInner.correlate[t.data_rows.inner](work.scratch, work.other_scratch, t.data_rows.outer, sum);
-        sum += plan.rows.size.points() * kComplex;
     }
 }
 
-// Turns the sum of spectra into the taps that matter, as [taps][taps][kLanes] in the memory of the other plane.
-static void gradient_taps(const Plan& plan, const Transforms& t, const Workspace& work) {
-    const Plane plane = {work.plane, plan.pitch};
-    const Axis &rows = plan.rows, &cols = plan.cols;
-    for (int bin = 0; bin < plan.bins; bin++) {
-        kInner.inverse[t.inverse_rows.inner](work.spectrum + bin * rows.size.points() * kComplex,
-                                             t.inverse_rows.outer, work.scratch);
-        inverse_outer(t.inverse_rows, work.scratch, int(rows.taps), plane.column(bin));
+// Turns a sum of spectra into the taps that matter, as [taps][taps][kLanes] in the memory of the other plane.
+static void gradient_taps(const Job& job, const float* sum, const Workspace& work) {
+    const Axis &rows = job.plan.rows, &cols = job.plan.cols;
+    const Transform& t = job.transforms.plain_rows;
+    for (int bin = 0; bin < job.plan.bins; bin++, sum += t.size() * kComplex) {
+        kInner.inverse[t.inner](sum, t.outer, work.scratch);
+        inverse_outer(t, work.scratch, int(rows.taps), work.plane.column(bin));
     }
     const int64_t stride[4] = {0, 1, cols.taps * kLanes, kLanes};
-    const Image taps = group_image(work.other_plane, stride, rows.taps, cols.taps, kLanes, RK_F32, 0, 0);
-    image_rows(t.inverse_cols, plane, taps, 0, 0, rows.taps, cols.taps, plan.scale, Vec{}, false, work);
+    const Image taps = group_image(work.other_plane.data, stride, rows.taps, cols.taps, kLanes, RK_F32, 0, 0);
+    image_rows(job.transforms.plain_cols, work.plane, taps, 0, 0, rows.taps, cols.taps, job.plan.scale, Vec{}, false,
+               work);
 }
 
 static void write_taps(const Plan& plan, const Image& weight, const float* taps) {
@@ -183,47 +234,67 @@ static void write_taps(const Plan& plan, const Image& weight, const float* taps)
     }
 }
 
-// Where there are more threads than groups, they share a group's images and tiles; their sums are added in order.
-static void fft_correlate(const Call& call, const Plan& plan) {
-    const rk_problem& p = *call.problem;
-    Transforms transforms;
-    make_transforms(plan, transforms);
-    const int64_t all = plan.images * plan.tiles;
-    const int64_t chunks = most(1, least(all, p.threads / plan.groups));
-    const auto workspace = [&](int64_t slot) {
-        return divide(plan, true, call.workspace + slot * call.workspace_stride);
-    };
-#pragma omp parallel num_threads(p.threads)
+// All images of the groups [first, last), which one thread has to itself.
+static void correlate_block(const Job& job, int64_t first, int64_t last, const Workspace& work) {
+    const Plan& plan = job.plan;
+    const int64_t floats = plan.spectrum_floats();
+    clear(work.spectra, (last - first) * floats / kLanes);
+    for (int64_t tile = 0; tile < plan.images * plan.tiles; tile++)
+        for (int64_t group = first; group < last; group++)
+            correlate_tile(job, group, tile / plan.tiles, tile % plan.tiles, work.spectra + (group - first) * floats,
+                           work);
+    for (int64_t group = first; group < last; group++) {
+        gradient_taps(job, work.spectra + (group - first) * floats, work);
+        write_taps(plan, job.weight(group), work.other_plane.data);
+    }
+}
+
+static void correlate_by_groups(const Job& job) {
+    const int64_t block = block_groups(job.plan, job.problem.threads);
+#pragma omp parallel num_threads(job.problem.threads)
+    {
+        const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        const int64_t end = job.plan.groups * (thread + 1) / threads;
+        for (int64_t group = job.plan.groups * thread / threads; group < end; group += block)
+            correlate_block(job, group, least(group + block, end), job.workspace(thread));
+    }
+}
+
+// Each group is shared by `chunks` threads; their parts of the gradient are added in order.
+static void correlate_by_images(const Job& job, int64_t chunks) {
+    const Plan& plan = job.plan;
+    const int64_t tiles = plan.images * plan.tiles;
+#pragma omp parallel num_threads(job.problem.threads)
     {
 #pragma omp for schedule(static)
-        for (int64_t item = 0; item < plan.groups * chunks; item++) {
-            const int64_t group = item / chunks, chunk = item % chunks;
-            const Workspace work = workspace(chunks > 1 ? item : omp_get_thread_num());
-            clear(work.spectrum, plan.spectrum_floats() / kLanes);
-            for (int64_t i = all * chunk / chunks; i < all * (chunk + 1) / chunks; i++) {
-                const int64_t image = i / plan.tiles;
-                correlate_tile(
-                    plan, transforms,
-                    group_image(call.input, p.input_stride, p.in_h, p.in_w, p.channels, p.dtype, image, group),
-                    group_image(call.output, p.output_stride, p.out_h, p.out_w, p.channels, p.dtype, image, group),
-                    i % plan.tiles, work);
-            }
-            gradient_taps(plan, transforms, work);
-            if (chunks == 1) write_taps(plan, weight_image(p, call.weight, group), work.other_plane);
+        for (int64_t part = 0; part < plan.groups * chunks; part++) {
+            const int64_t group = part / chunks, chunk = part % chunks;
+            const Workspace work = job.workspace(part);
+            clear(work.spectra, plan.spectrum_floats() / kLanes);
+            for (int64_t tile = tiles * chunk / chunks; tile < tiles * (chunk + 1) / chunks; tile++)
+                correlate_tile(job, group, tile / plan.tiles, tile % plan.tiles, work.spectra, work);
+            gradient_taps(job, work.spectra, work);
         }
-        if (chunks > 1) {
 #pragma omp for schedule(static)
-            for (int group = 0; group < plan.groups; group++) {
-                float* sum = workspace(group * chunks).other_plane;
-                for (int64_t chunk = 1; chunk < chunks; chunk++) {
-                    const float* part = workspace(group * chunks + chunk).other_plane;
-                    for (int64_t i = 0; i < plan.rows.taps * plan.cols.taps; i++)
-                        store(sum + i * kLanes, load(sum + i * kLanes) + load(part + i * kLanes));
-                }
-                write_taps(plan, weight_image(p, call.weight, group), sum);
+        for (int group = 0; group < plan.groups; group++) {
+            float* sum = job.workspace(group * chunks).other_plane.data;
+            for (int64_t chunk = 1; chunk < chunks; chunk++) {
+                const float* part = job.workspace(group * chunks + chunk).other_plane.data;
+                for (int64_t i = 0; i < plan.rows.taps * plan.cols.taps; i++)
+                    store(sum + i * kLanes, load(sum + i * kLanes) + load(part + i * kLanes));
             }
+            write_taps(plan, job.weight(group), sum);
         }
     }
+}
+
+static void fft_correlate(const Call& call) {
+    const Job job(call);
+    const int64_t chunks = least(job.plan.images * job.plan.tiles, job.problem.threads / job.plan.groups);
+    if (chunks > 1)
+        correlate_by_images(job, chunks);
+    else
+        correlate_by_groups(job);
 }
 
 }  // namespace RK_ISA::spectral
@@ -237,7 +308,7 @@ static const Algorithm fft = {
     },
     [](const rk_problem& p) -> size_t {
         spectral::Plan plan;
-        return spectral::make_plan(p, plan) ? spectral::workspace_floats(plan, p.pass == RK_GRAD_WEIGHT) * sizeof(float) : 0;
+        return spectral::make_plan(p, plan) ? spectral::workspace_floats(plan, p.threads) * sizeof(float) : 0;
     },
     [](const rk_problem& p) -> size_t {
         spectral::Plan plan;
@@ -245,9 +316,7 @@ static const Algorithm fft = {
     },
     spectral::fft_prepare,
     [](const Call& call) {
-        spectral::Plan plan;
-        spectral::make_plan(*call.problem, plan);
-        (call.problem->pass == RK_GRAD_WEIGHT ? spectral::fft_correlate : spectral::fft_convolve)(call, plan);
+        (call.problem->pass == RK_GRAD_WEIGHT ? spectral::fft_correlate : spectral::fft_convolve)(call);
     },
 };
 

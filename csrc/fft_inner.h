@@ -151,20 +151,30 @@ static void rows_untangle(const float* scratch, int outer, float* a, float* b) {
 // The way back: the inverse over k2 of a + i b, for rows whose bins above size / 2 are implied.
 template <int R>
 static void rows_tangle(const float* a, const float* b, int outer, float* scratch) {
-    const int size = outer * R;
+    const ptrdiff_t step = outer * kComplex, to_b = b - a;
     for (int k1 = 0; k1 < outer; k1++) {
         Vec re[R], im[R];
+        const Steps<R, const float> bins(a + k1 * kComplex, step);
+        const Steps<R, const float> mirrors(a + (outer - k1) * kComplex, step);
+        const auto lower = RK_LAMBDA(auto k2) {
+            const float* p = bins[k2];
+            re[k2] = load(p) - load(p + to_b + kLanes);
+            im[k2] = load(p + kLanes) + load(p + to_b);
+        };
+        const auto upper = RK_LAMBDA(auto k2) {
+            const float* p = mirrors[R - 1 - k2];
+            re[k2] = load(p) + load(p + to_b + kLanes);
+            im[k2] = load(p + to_b) - load(p + kLanes);
+        };
         unroll<R>(RK_LAMBDA(auto k2) {
-            const int bin = k1 + outer * k2;
-            const bool mirrored = k2 > R / 2 || (k2 == R / 2 && 2 * bin > size);
-            const float* p = a + (mirrored ? size - bin : bin) * kComplex;
-            const float* q = b + (mirrored ? size - bin : bin) * kComplex;
-            if (mirrored) {
-                re[k2] = load(p) + load(q + kLanes);
-                im[k2] = load(q) - load(p + kLanes);
+            if constexpr (k2 < R / 2) {
+                lower(k2);
+            } else if constexpr (k2 > R / 2) {
+                upper(k2);
+            } else if (R % 2 == 0 ? k1 == 0 : 2 * k1 <= outer) {
+                lower(k2);
             } else {
-                re[k2] = load(p) - load(q + kLanes);
-                im[k2] = load(p + kLanes) + load(q);
+                upper(k2);
             }
         });
         dft<R>(im, re);

@@ -102,11 +102,11 @@ static void lay_tiles(Axis& axis, FftSize size, bool weight_gradient) {
     axis.kernel_shift = weight_gradient ? 0 : int(axis.taps - 1);
 }
 
-// Lays the axis out for one transform size; false if it is too small.
+// Lays the axis out for one transform size; false if it is too small, or too small for tiles to pay.
 static bool lay_out(Axis& axis, FftSize size, bool weight_gradient) {
     if (size.points() >= whole_points(axis))
         lay_whole(axis, size, weight_gradient);
-    else if (size.points() > axis.taps - 1)
+    else if (2 * size.points() >= 3 * axis.taps)
         lay_tiles(axis, size, weight_gradient);
     else
         return false;

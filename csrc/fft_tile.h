@@ -21,9 +21,17 @@ struct Plane {
     }
 };
 
+// A column is one element of each row, out of reach of the hardware's prefetchers.
+static RK_INLINE void prefetch_column(const Plane& plane, int bin, int rows) {
+    const float* p = plane.data + bin * kComplex;
+    for (int r = 0; r < rows; r++, p += plane.pitch * kComplex)
+        for (int line = 0; line < kComplex; line += 16) __builtin_prefetch(p + line);
+}
+
 // Working memory of one thread.
 struct Workspace {
-    float *plane, *other_plane, *spectrum, *lines, *scratch, *other_scratch;
+    Plane plane, other_plane;
+    float *spectra, *lines, *scratch, *other_scratch;
 };
 
 static RK_INLINE bool lanes_in_memory(const Image& image) {
@@ -32,6 +40,17 @@ static RK_INLINE bool lanes_in_memory(const Image& image) {
 
 static RK_INLINE float* pixel(const Image& image, int64_t row, int64_t col) {
     return reinterpret_cast<float*>(image.data) + row * image.h + col * image.w;
+}
+
+// Rows of pixels far apart in memory are out of reach of the hardware's prefetchers.
+static RK_INLINE void prefetch_row(const Image& image, int64_t row, int64_t col, int64_t cols) {
+    const float* p = pixel(image, row, col);
+    for (int64_t c = 0; c < cols; c++) __builtin_prefetch(p + c * image.w);
+}
+
+static RK_INLINE void prefetch_row_for_writing(const Image& image, int64_t row, int64_t col, int64_t cols) {
+    const float* p = pixel(image, row, col);
+    for (int64_t c = 0; c < cols; c++) __builtin_prefetch(p + c * image.w, 1);
 }
 
 // Transforms the rows of a window of an image whose top left is (row, col), and returns how many rows of the plane

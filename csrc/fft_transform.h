@@ -36,17 +36,46 @@ struct Transform {
     int size() const { return outer * inner; }
 };
 
-static void make_transform(Transform& t, int outer, int inner, int shift) {
+// exp(2 pi i e / size) for all e.
+struct Roots {
+    int size;
+    float re[kMaxRadix * kMaxRadix], im[kMaxRadix * kMaxRadix];
+};
+
+static void make_roots(Roots& roots, int size) {
+    roots.size = size;
+    for (int e = 0; e < size; e++) {
+        const Root w = root(e, size);
+        roots.re[e] = float(w.re);
+        roots.im[e] = float(w.im);
+    }
+}
+
+static void make_transform(Transform& t, const Roots& roots, int outer, int inner, int shift) {
     t.outer = outer;
     t.inner = inner;
     t.shift = shift;
-    for (int k1 = 0; k1 < outer; k1++)
-        for (int n2 = 0; n2 < inner; n2++) {
-            const Root w = root((n2 - shift) * k1, t.size());
-            t.re[k1][n2] = float(w.re);
-            t.im[k1][n2] = float(w.im);
+    const int size = roots.size, first = (size - shift % size) % size;
+    for (int n2 = 0; n2 < inner; n2++)
+        for (int k1 = 0, e = 0; k1 < outer; k1++, e = (e + first + n2) % size) {
+            t.re[k1][n2] = roots.re[e];
+            t.im[k1][n2] = roots.im[e];
         }
 }
+
+// Addresses base + i * step for constant i < N, from few registers.
+template <int N, class T>
+struct Steps {
+    static constexpr int kGroups = (N + 3) / 4;
+    T* base[kGroups];
+    ptrdiff_t step, step3;
+
+    RK_INLINE Steps(T* first, ptrdiff_t step) : step(step), step3(3 * step) {
+        base[0] = first;
+        for (int g = 1; g < kGroups; g++) base[g] = base[g - 1] + 4 * step;
+    }
+    RK_INLINE T* operator[](int i) const { return base[i / 4] + (i % 4 == 3 ? step3 : i % 4 * step); }
+};
 
 // The outer passes for n2 in [begin, end), where only the first `active` values of n1 are read or written.
 
@@ -55,12 +84,13 @@ static void outer_forward(const Transform& t, Elements in, float* scratch, int b
     const int inner = t.inner;
     int position = (begin - t.shift) % inner;
     position += position < 0 ? inner : 0;
+    const ptrdiff_t step = inner * in.stride;
     for (int n2 = begin; n2 < end; n2++) {
         Vec re[R], im[R];
+        const Steps<R, const float> in_re(in.re + n2 * in.stride, step), in_im(in.im + n2 * in.stride, step);
         unroll<R>(RK_LAMBDA(auto n1) {
-            const ptrdiff_t offset = (n1 * inner + n2) * in.stride;
-            re[n1] = n1 < active ? load(in.re + offset) : Vec{};
-            im[n1] = n1 < active ? load(in.im + offset) : Vec{};
+            re[n1] = n1 < active ? load(in_re[n1]) : Vec{};
+            im[n1] = n1 < active ? load(in_im[n1]) : Vec{};
         });
         dft<R>(re, im);
         float* out = scratch + position * kComplex;
@@ -93,7 +123,7 @@ struct Epilogue {
 
 template <int R, int active, class Finish>
 static void outer_inverse(const Transform& t, const float* scratch, Elements out, int begin, int end, Finish finish) {
-    const int inner = t.inner;
+    const ptrdiff_t step = t.inner * out.stride;
     for (int n2 = begin; n2 < end; n2++) {
         Vec re[R], im[R];
         const float* in = scratch + n2 * kComplex;
@@ -110,10 +140,10 @@ static void outer_inverse(const Transform& t, const float* scratch, Elements out
             }
         });
         dft<R>(im, re);
+        const Steps<R, float> out_re(out.re + n2 * out.stride, step), out_im(out.im + n2 * out.stride, step);
         unroll<active>(RK_LAMBDA(auto n1) {
-            const ptrdiff_t offset = (n1 * inner + n2) * out.stride;
-            store(out.re + offset, finish(re[n1]));
-            store(out.im + offset, finish(im[n1]));
+            store(out_re[n1], finish(re[n1]));
+            store(out_im[n1], finish(im[n1]));
         });
     }
 }
