@@ -27,7 +27,7 @@ struct Image {
     int dtype;
 };
 
-static int64_t group_count(int64_t channels) { return (channels + kLanes - 1) / kLanes; }
+static inline int64_t group_count(int64_t channels) { return (channels + kLanes - 1) / kLanes; }
 
 static Image group_image(void* tensor, const int64_t stride[4], int64_t rows, int64_t cols, int64_t channels,
                          int dtype, int64_t n, int64_t group) {

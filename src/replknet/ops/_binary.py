@@ -9,6 +9,7 @@ from pathlib import Path
 FORWARD, GRAD_INPUT, GRAD_WEIGHT = 0, 1, 2
 DIRECT, FFT = 0, 1
 F32, BF16, F16 = 0, 1, 2
+OUT_OF_MEMORY = 2
 IDENTITY, RELU, GELU = 0, 1, 2
 PANEL = 32
 
@@ -17,15 +18,29 @@ class ProblemStruct(ctypes.Structure):
     """``rk_problem`` of csrc/replknet_core.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in "batch channels in_h in_w out_h out_w".split()),
+        *(
+            (name, ctypes.c_int64)
+            for name in ["batch", "channels", "in_h", "in_w", "out_h", "out_w"]
+        ),
         ("input_stride", ctypes.c_int64 * 4),
         ("output_stride", ctypes.c_int64 * 4),
         *(
             (name, ctypes.c_int32)
-            for name in (
-                "kernel_h kernel_w stride_h stride_w dilation_h dilation_w pad_top pad_left "
-                "pass_ algorithm dtype relu threads"
-            ).split()
+            for name in [
+                "kernel_h",
+                "kernel_w",
+                "stride_h",
+                "stride_w",
+                "dilation_h",
+                "dilation_w",
+                "pad_top",
+                "pad_left",
+                "pass_",
+                "algorithm",
+                "dtype",
+                "relu",
+                "threads",
+            ]
         ),
     ]
 

@@ -1,0 +1,247 @@
+"""Algorithms "direct" and "fft": the native core."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from replknet.ops import _binary
+from replknet.ops.algorithm import Support
+from replknet.ops.arguments import memory_format
+from replknet.ops.problem import Problem
+
+_PASSES = {
+    "forward": _binary.FORWARD,
+    "grad_input": _binary.GRAD_INPUT,
+    "grad_weight": _binary.GRAD_WEIGHT,
+}
+_DTYPES = {torch.float32: _binary.F32, torch.bfloat16: _binary.BF16, torch.float16: _binary.F16}
+
+# Measured on one AVX2 core; only their ratios decide.
+_CALL_SECONDS = 1e-5
+_PRODUCT_SECONDS = 2.4e-11  # a multiply-add
+_PIXEL_SECONDS = 3e-10  # a value read and written
+_POINT_SECONDS = 1.2e-9  # a point of a transform
+
+
+@dataclass(frozen=True)
+class PreparedFilter:
+    """Filters of one forward problem, packed or transformed once for many calls."""
+
+    problem: Problem
+    isa: str
+    data: Tensor
+
+
+class NativeAlgorithm:
+    """One algorithm of the native core.
+
+    Reads and writes tensors of any strides in float32, bfloat16 or float16 and computes in float32.
+    Uses as many threads as PyTorch and holds no lock meanwhile. Its workspace is bounded for each
+    thread and freed before a call returns.
+    """
+
+    def __init__(self, name: str, code: int) -> None:
+        self.name = name
+        self._code = code
+
+    def supports(self, problem: Problem) -> Support:
+        if _binary.library is None:
+            return Support(False, _binary.reason_missing)
+        if problem.device != "cpu":
+            return Support(False, f"the native core runs on the CPU, not on {problem.device}")
+        if problem.dtype not in _DTYPES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            return Support(False, f"the native core computes {known}, not {problem.dtype}")
+        if _library().rk_supports(self._struct(problem)):
+            return Support(
+                False,
+                f"the native {self.name} algorithm has no kernel for stride {problem.stride}, "
+                f"dilation {problem.dilation}, kernel {problem.kernel_size}",
+            )
+        return Support(True)
+
+    def cost(self, problem: Problem) -> float:
+        """Predicted seconds, from counts of operations and of pixels read and written."""
+        planes = problem.batch * problem.channels
+        pixels = problem.height * problem.width
+        seconds = planes * pixels * _PIXEL_SECONDS
+        if self._code == _binary.DIRECT:
+            seconds += planes * _products(problem) * _PRODUCT_SECONDS
+        else:
+            transforms = planes + (0 if problem.pass_ == "grad_weight" else problem.channels)
+            top, bottom, left, right = problem.padding
+            points = (problem.height + max(top, bottom)) * (problem.width + max(left, right))
+            seconds += transforms * points * _POINT_SECONDS
+        return _CALL_SECONDS + seconds / torch.get_num_threads()
+
+    def forward(
+        self, problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool
+    ) -> Tensor:
+        output = _empty_output(problem)
+        self._run(problem, input, _float32(weight), None, bias, output, relu)
+        return output
+
+    def prepare(self, problem: Problem, weight: Tensor) -> PreparedFilter:
+        """Filters for ``forward_prepared``, valid as long as ``weight`` does not change."""
+        struct = self._struct(problem)
+        size = _library().rk_spectrum_bytes(struct)
+        data = torch.empty(size // 4, dtype=torch.float32)  # PyTorch aligns to 64 bytes
+        _check(_library().rk_prepare(struct, _float32(weight).data_ptr(), data.data_ptr()))
+        return PreparedFilter(problem, isa(), data)
+
+    def forward_prepared(
+        self, input: Tensor, prepared: PreparedFilter, bias: Tensor | None, relu: bool
+    ) -> Tensor:
+        """``forward`` with filters that ``prepare`` made.
+
+        Raises:
+            ValueError: the instruction set changed since.
+        """
+        if prepared.isa != isa():
+            raise ValueError(
+                f"the filters were prepared for {prepared.isa}, but {isa()} is in use; prepare anew"
+            )
+        output = _empty_output(prepared.problem)
+        self._run(prepared.problem, input, None, prepared.data, bias, output, relu)
+        return output
+
+    def grad_input(self, problem: Problem, grad_output: Tensor, weight: Tensor) -> Tensor:
+        size = (problem.batch, problem.channels, problem.height, problem.width)
+        gradient = torch.empty(
+            size, dtype=problem.dtype, memory_format=memory_format(problem.layout)
+        )
+        self._run(problem, gradient, _float32(weight), None, None, grad_output)
+        return gradient
+
+    def grad_weight(self, problem: Problem, grad_output: Tensor, input: Tensor) -> Tensor:
+        gradient = torch.empty(problem.channels, 1, *problem.kernel_size, dtype=torch.float32)
+        self._run(problem, input, gradient, None, None, grad_output)
+        return gradient.to(problem.dtype)
+
+    def _run(
+        self,
+        problem: Problem,
+        input: Tensor,
+        weight: Tensor | None,
+        spectrum: Tensor | None,
+        bias: Tensor | None,
+        output: Tensor,
+        relu: bool = False,
+    ) -> None:
+        struct = self._struct(problem)
+        struct.input_stride[:] = input.stride()
+        struct.output_stride[:] = output.stride()
+        struct.relu = relu
+        bias = None if bias is None else _float32(bias)
+        tensors = (input, weight, spectrum, bias, output)
+        pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+        _check(_library().rk_run(struct, *pointers))
+
+    def _struct(self, problem: Problem) -> _binary.ProblemStruct:
+        output_h, output_w = problem.output_size
+        return _binary.ProblemStruct(
+            batch=problem.batch,
+            channels=problem.channels,
+            in_h=problem.height,
+            in_w=problem.width,
+            out_h=output_h,
+            out_w=output_w,
+            kernel_h=problem.kernel_size[0],
+            kernel_w=problem.kernel_size[1],
+            stride_h=problem.stride[0],
+            stride_w=problem.stride[1],
+            dilation_h=problem.dilation[0],
+            dilation_w=problem.dilation[1],
+            pad_top=problem.padding[0],
+            pad_left=problem.padding[2],
+            pass_=_PASSES[problem.pass_],
+            algorithm=self._code,
+            dtype=_DTYPES[problem.dtype],
+            threads=torch.get_num_threads(),
+        )
+
+
+def why_missing() -> str:
+    """Why there is no native core; empty when there is one."""
+    return _binary.reason_missing
+
+
+def isas() -> tuple[str, ...]:
+    """Instruction sets that are compiled in and that this machine executes, best first."""
+    return tuple(_library().rk_available_isas().decode().split(","))
+
+
+def isa() -> str:
+    """The instruction set in use: the best, else what ``REPLKNET_ISA`` or ``force_isa`` says."""
+    return _library().rk_isa().decode()
+
+
+@contextmanager
+def force_isa(name: str) -> Iterator[None]:
+    """Use one instruction set in a ``with`` block, in the whole process.
+
+    Raises:
+        ValueError: it is not among ``isas()``.
+    """
+    before = isa()
+    if _library().rk_force_isa(name.encode()):
+        raise ValueError(f"instruction set must be one of {', '.join(isas())}; got {name!r}")
+    try:
+        yield
+    finally:
+        _library().rk_force_isa(before.encode())
+
+
+def fma_peak(threads: int) -> float:
+    """Float32 operations a second that ``threads`` threads reach in registers, measured now."""
+    return _library().rk_fma_peak(threads)
+
+
+def _products(problem: Problem) -> int:
+    """Multiply-adds of one plane, those with padding left out."""
+    sizes = zip(
+        (problem.height, problem.width),
+        problem.output_size,
+        problem.kernel_size,
+        problem.padding[::2],
+        problem.stride,
+        problem.dilation,
+        strict=True,
+    )
+    return prod(
+        sum(
+            0 <= output * stride + tap * dilation - padding < size
+            for output in range(outputs)
+            for tap in range(taps)
+        )
+        for size, outputs, taps, padding, stride, dilation in sizes
+    )
+
+
+def _library() -> ctypes.CDLL:
+    if _binary.library is None:
+        raise NotImplementedError(f"this needs the native core: {_binary.reason_missing}")
+    return _binary.library
+
+
+def _check(status: int) -> None:
+    if status == _binary.OUT_OF_MEMORY:
+        raise MemoryError("the native core could not allocate its workspace")
+    if status:
+        raise NotImplementedError("the native core does not support this problem")
+
+
+def _empty_output(problem: Problem) -> Tensor:
+    size = (problem.batch, problem.channels, *problem.output_size)
+    return torch.empty(size, dtype=problem.dtype, memory_format=memory_format(problem.layout))
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.float32).contiguous()
