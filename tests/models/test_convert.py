@@ -87,6 +87,8 @@ def test_our_metadata_travels(write, tmp_path):
     convert(source, merged, form="merged")
     found = read_checkpoint(merged).metadata
     assert (found["class_names"], found["form"]) == (["a", "b"], "merged")
+    path = write(small().state_dict())
+    assert "preprocessing: unknown" in str(convert(path, tmp_path / "of_unknown.safetensors"))
     assert "without: metadata" in str(convert(source, tmp_path / "bare.pth", layout="bare"))
 
 
@@ -99,7 +101,7 @@ def test_published_file_gets_its_preprocessing(write, tmp_path, monkeypatch):
     state = small().state_dict()
     path = write({"model": state}, "RepLKNet-31B_ImageNet-1K_384.pth")
     target = tmp_path / "ours.safetensors"
-    convert(path, target)
+    assert "model: replknet_31b.in1k_384" in str(convert(path, target))
     metadata = read_checkpoint(target).metadata
     assert metadata["model"]["name"] == "replknet_31b.in1k_384"
     assert metadata["preprocessing"]["crop_mode"] == "squash"

@@ -40,6 +40,22 @@ def test_every_layout_of_every_form(write, layout, form):
     assert (report.ignored, report.initialized, report.adapted) == ((), (), ())
 
 
+@pytest.mark.parametrize("small_kernel", [5, None])
+def test_deep_fused_before_it_was_merged(write, small_kernel):
+    torch.manual_seed(0)
+    source = randomize(small(small_kernel=small_kernel)).double().eval()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    expected = source(x)
+    for module in source.modules():
+        if isinstance(module, nn.Sequential) and hasattr(module, "bn"):
+            fused = nn.utils.fuse_conv_bn_eval(module.conv, module.bn)
+            module.conv, module.bn = fused, nn.Identity()
+    model = small(form="deep_fused").double().eval()
+    report = load_checkpoint(model, write(source.state_dict()))
+    assert report.renamed == ("lkb_origin + small_conv -> lkb_reparam",)
+    torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
+
+
 def test_report_says_what_was_found(write):
     state = small().state_dict()
     text = str(load_checkpoint(small(), write(LAYOUTS["trainer"](state))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,19 @@ class ConversionConfig:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was read and written; ``dropped`` is what the target's layout has no place for."""
+    """What was read and written.
+
+    Attributes:
+        metadata: What the target says of itself; only safetensors files can.
+        dropped: What the target's layout has no place for.
+    """
 
     source: CheckpointReport
     target: Path
     layout: str
     form: Form
     size: int
+    metadata: Mapping[str, Any]
     dropped: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -67,6 +73,12 @@ class Conversion:
             f"  form: {self.form}",
             f"  size: {self.size / 1e6:,.1f} MB",
         ]
+        if model := self.metadata.get("model"):
+            lines.append(f"  model: {model['name']}")
+        if self.layout == "safetensors" and "preprocessing" not in self.metadata:
+            lines.append(
+                "  preprocessing: unknown; give it with --model, as in replknet_31b.in1k_384"
+            )
         if self.dropped:
             lines.append(f"  without: {', '.join(self.dropped)}")
         return "\n".join(lines)
@@ -92,6 +104,7 @@ def convert_checkpoint(config: ConversionConfig) -> Conversion:
     state = checkpoint.state_dict
     if form != source_form:
         state = change_form(state, source_form, form)
+    metadata: Mapping[str, Any] = {}
     dropped: tuple[str, ...] = ()
     if config.layout == "safetensors":
         metadata = checkpoint.metadata or describe_published(checkpoint, config.model)
@@ -102,8 +115,15 @@ def convert_checkpoint(config: ConversionConfig) -> Conversion:
         if config.layout == "backbone":
             dropped = (*dropped, "final norm and classifier")
         write_whole(config.target, lambda part: torch.save(content, part))
-    size = config.target.stat().st_size
-    return Conversion(checkpoint.report, config.target, config.layout, form, size, dropped)
+    return Conversion(
+        source=checkpoint.report,
+        target=config.target,
+        layout=config.layout,
+        form=form,
+        size=config.target.stat().st_size,
+        metadata=metadata,
+        dropped=dropped,
+    )
 
 
 def change_form(state: StateDict, source: Form, target: Form) -> StateDict:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from replknet.models.replknet import Form
@@ -117,8 +118,8 @@ def translate(state_dict: StateDict) -> Translation:
     draft = Translation(
         {**inside, **heads}, prefix, (), tuple(n for n in outside if n not in heads)
     )
-    for rename in (_rename_22k_head, _rename_mmpretrain):
-        draft = rename(draft)
+    for step in (_rename_22k_head, _rename_mmpretrain, _sum_fused_branches):
+        draft = step(draft)
     return draft
 
 
@@ -136,6 +137,25 @@ def _rename_mmpretrain(draft: Translation) -> Translation:
     if "norm.weight" in names or f"stages.{last}.norm.weight" not in names:
         return draft
     return _renamed(draft, rf"stages\.{last}\.norm\.", "norm.", f"stages.{last}.norm -> norm")
+
+
+def _sum_fused_branches(draft: Translation) -> Translation:
+    """Deep fusion before merging leaves two convolutions with biases, which are one convolution."""
+    state = dict(draft.state_dict)
+    for name in draft.state_dict:
+        if not name.endswith(".lkb_origin.conv.bias"):
+            continue
+        block = name.removesuffix(".lkb_origin.conv.bias")
+        weight, bias = state.pop(f"{block}.lkb_origin.conv.weight"), state.pop(name)
+        if f"{block}.small_conv.conv.bias" in state:
+            little = state.pop(f"{block}.small_conv.conv.weight")
+            bias = bias + state.pop(f"{block}.small_conv.conv.bias")
+            weight = weight + F.pad(little, [(weight.shape[-1] - little.shape[-1]) // 2] * 4)
+        state |= {f"{block}.lkb_reparam.weight": weight, f"{block}.lkb_reparam.bias": bias}
+    if state.keys() == draft.state_dict.keys():
+        return draft
+    words = "lkb_origin + small_conv -> lkb_reparam"
+    return Translation(state, draft.prefix, (*draft.renamed, words), draft.ignored)
 
 
 def _renamed(draft: Translation, pattern: str, new: str, words: str) -> Translation:

@@ -8,8 +8,9 @@ from PIL import Image
 from torch import nn
 
 from replknet.models import create_model, save_checkpoint
+from replknet.models.variants import PUBLISHED_FILES
 from replknet.tasks.classification import Preprocessing
-from replknet.tasks.classification.classifier import PUBLISHED_FILES, Classifier, load_classifier
+from replknet.tasks.classification.classifier import Classifier, load_classifier
 from replknet.tasks.classification.overlay import MIN_WIDTH, draw_prediction
 from replknet.tasks.classification.predict import Label, Prediction, find_images, predict
 

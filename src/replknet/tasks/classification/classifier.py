@@ -15,19 +15,6 @@ from replknet.models import create_model, read_checkpoint
 from replknet.tasks.classification.class_names import names_by_count
 from replknet.tasks.classification.preprocessing import Preprocessing
 
-# The authors' files say neither their input size nor their normalisation, except by their names.
-PUBLISHED_FILES = {
-    "RepLKNet-31B_ImageNet-1K_224": "replknet_31b.in1k_224",
-    "RepLKNet-31B_ImageNet-1K_384": "replknet_31b.in1k_384",
-    "RepLKNet-31B_ImageNet-22K": "replknet_31b.in22k",
-    "RepLKNet-31B_ImageNet-22K-to-1K_224": "replknet_31b.in22k_ft_in1k_224",
-    "RepLKNet-31B_ImageNet-22K-to-1K_384": "replknet_31b.in22k_ft_in1k_384",
-    "RepLKNet-31L_ImageNet-22K": "replknet_31l.in22k",
-    "RepLKNet-31L_ImageNet-22K-to-1K_384": "replknet_31l.in22k_ft_in1k_384",
-    "RepLKNet-XL_MegData73M_pretrain": "replknet_xl.mg73m",
-    "RepLKNet-XL_MegData73M_ImageNet1K": "replknet_xl.mg73m_ft_in1k_320",
-}
-
 
 @dataclass(frozen=True)
 class Classifier:
@@ -57,8 +44,7 @@ def load_classifier(
     metadata = read_checkpoint(checkpoint).metadata
     if (task := metadata.get("task", "classification")) != "classification":
         raise ValueError(f"{checkpoint} was trained for {task}, not for classification")
-    name = model or (None if metadata else PUBLISHED_FILES.get(Path(checkpoint).stem))
-    network = create_model(name, checkpoint=checkpoint).eval()
+    network = create_model(model, checkpoint=checkpoint).eval()
     preprocessing = Preprocessing.from_dict(resolve_model_data_config(network))
     if input_size is not None:
         preprocessing = preprocessing.resized(input_size)
