@@ -18,30 +18,27 @@ class ProblemStruct(ctypes.Structure):
     """``rk_problem`` of csrc/replknet_core.h."""
 
     _fields_ = [
-        *(
-            (name, ctypes.c_int64)
-            for name in ["batch", "channels", "in_h", "in_w", "out_h", "out_w"]
-        ),
+        ("batch", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("in_h", ctypes.c_int64),
+        ("in_w", ctypes.c_int64),
+        ("out_h", ctypes.c_int64),
+        ("out_w", ctypes.c_int64),
         ("input_stride", ctypes.c_int64 * 4),
         ("output_stride", ctypes.c_int64 * 4),
-        *(
-            (name, ctypes.c_int32)
-            for name in [
-                "kernel_h",
-                "kernel_w",
-                "stride_h",
-                "stride_w",
-                "dilation_h",
-                "dilation_w",
-                "pad_top",
-                "pad_left",
-                "pass_",
-                "algorithm",
-                "dtype",
-                "relu",
-                "threads",
-            ]
-        ),
+        ("kernel_h", ctypes.c_int32),
+        ("kernel_w", ctypes.c_int32),
+        ("stride_h", ctypes.c_int32),
+        ("stride_w", ctypes.c_int32),
+        ("dilation_h", ctypes.c_int32),
+        ("dilation_w", ctypes.c_int32),
+        ("pad_top", ctypes.c_int32),
+        ("pad_left", ctypes.c_int32),
+        ("pass_", ctypes.c_int32),
+        ("algorithm", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("relu", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
     ]
 
 
