@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.markup import escape
 
+from replknet.engine.distributed import choose_device
 from replknet.tasks.classification.classifier import load_classifier
 from replknet.tasks.classification.decoding import decode_image
 from replknet.tasks.classification.overlay import draw_prediction
@@ -31,7 +32,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--input-size", type=int, help="pixels; default: that of the checkpoint")
     parser.add_argument("--top-k", type=int, default=5, help="classes to show (default: 5)")
     parser.add_argument("--batch-size", type=int, default=8, help="images at once (default: 8)")
-    parser.add_argument("--device", default="cpu", help="such as cpu or cuda (default: cpu)")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:N (default: a GPU if there is one)"
+    )
     parser.add_argument("--overlays", metavar="DIR", help="write images with their classes here")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     parser.add_argument("--output", metavar="FILE", help="write JSON to a file")
@@ -43,7 +46,7 @@ def run(arguments: Namespace) -> int:
         arguments.checkpoint,
         model=arguments.model,
         input_size=arguments.input_size,
-        device=arguments.device,
+        device=choose_device(arguments.device, local_rank=0),
     )
     sources = find_images(arguments.sources, sys.stdin)
     predictions = predict(

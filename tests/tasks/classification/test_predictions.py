@@ -33,7 +33,7 @@ class Brightest(nn.Module):
 
 @pytest.fixture
 def brightest():
-    return Classifier(Brightest(), SMALL, ("red", "green", "blue"))
+    return Classifier(Brightest(), SMALL, ("red", "green", "blue"), torch.device("cpu"))
 
 
 @pytest.fixture

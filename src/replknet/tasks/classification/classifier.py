@@ -10,7 +10,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from replknet.deploy import fuse, reparameterize
+from replknet.deploy import fuse, optimize, reparameterize
 from replknet.models import create_model, read_checkpoint
 from replknet.tasks.classification.class_names import names_by_count
 from replknet.tasks.classification.preprocessing import Preprocessing
@@ -23,6 +23,7 @@ class Classifier:
     model: nn.Module
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+    device: torch.device
 
 
 def load_classifier(
@@ -32,7 +33,7 @@ def load_classifier(
     input_size: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Classifier:
-    """Load a classifier for inference: branches merged, batch norms folded.
+    """Load a classifier for inference: optimized on the CPU, merged and folded elsewhere.
 
     Our own files say everything. Of a published one, ``model`` names the variant with its tag
     ("replknet_31b.in1k_384"); left out, it follows from the file's name, or else from the shapes
@@ -49,4 +50,6 @@ def load_classifier(
     if input_size is not None:
         preprocessing = preprocessing.resized(input_size)
     names = tuple(metadata.get("class_names") or names_by_count(cast(int, network.num_classes)))
-    return Classifier(fuse(reparameterize(network)).to(device), preprocessing, names)
+    device = torch.device(device)
+    prepare = optimize if device.type == "cpu" else lambda model: fuse(reparameterize(model))
+    return Classifier(prepare(network).to(device), preprocessing, names, device)

@@ -83,8 +83,7 @@ def predict(
 
 @torch.inference_mode()
 def _classify(classifier: Classifier, images: Tensor, top_k: int) -> list[tuple[Label, ...]]:
-    device = next(classifier.model.parameters()).device
-    probabilities = classifier.model(images.to(device)).float().softmax(dim=1)
+    probabilities = classifier.model(images.to(classifier.device)).float().softmax(dim=1)
     best = probabilities.topk(min(top_k, probabilities.shape[1]))
     return [
         tuple(Label(i, classifier.class_names[i], p) for i, p in zip(*row, strict=True))
