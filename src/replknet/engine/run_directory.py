@@ -73,11 +73,12 @@ def claim(config: TrainConfig) -> RunDirectory:
             f"run.directory {run.root} holds files but no run (no config.yaml); choose an empty "
             "or new directory"
         )
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    run.root.mkdir(parents=True, exist_ok=True)
     for partial in (*run.root.glob(".*.partial"), *run.checkpoints.glob(".*.partial")):
         partial.unlink()  # of a write that was killed
     text = yaml.safe_dump(values, sort_keys=False)
     write_whole(run.config, lambda partial: partial.write_text(text, encoding="utf-8"))
+    run.checkpoints.mkdir(exist_ok=True)
     return run
 
 
