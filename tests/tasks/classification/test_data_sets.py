@@ -142,7 +142,15 @@ def test_class_folders_that_cannot_serve_are_explained(tmp_path, write_images):
     message = failure(DataConfig(str(tmp_path / "odd")))
     assert "only in the first: 'dog'; only in the second: 'wolf'" in message
     write_images(tmp_path, "half/train/cat/1.png", "half/train/dog/1.png")
-    assert "none for validation" in failure(DataConfig(str(tmp_path / "half")))
+    half = DataConfig(str(tmp_path / "half"))
+    assert "no folder for the val split; add one of val," in failure(half, "val")
+
+
+def test_a_validation_folder_is_enough_for_evaluation(tmp_path, write_images):
+    write_images(tmp_path, "val/cat/1.png", "val/dog/1.png")
+    config = DataConfig(str(tmp_path))
+    assert sources(open_dataset(config, "val"), tmp_path) == ["val/cat/1.png", "val/dog/1.png"]
+    assert "no folder for the train split" in failure(config)
 
 
 @pytest.mark.parametrize(

@@ -43,27 +43,26 @@ def open_folder(
 ) -> FolderDataset:
     """Open ``root/train`` and ``root/val`` (ImageNet's layout), or split ``root`` itself.
 
-    Without a train folder, each class folder of ``root`` gives ``val_fraction`` of its images to
-    the validation split, by the hash of their names, so that the same files are held out on every
+    Without either, each class folder of ``root`` gives ``val_fraction`` of its images to the
+    validation split, by the hash of their names, so that the same files are held out on every
     machine. ImageNet's class folders (``n01440764``) are given their English names.
     """
-    parts = {name: _first_folder(root, names) for name, names in SPLIT_FOLDERS.items()}
-    if parts["train"] is None:
+    train, val = (_first_folder(root, SPLIT_FOLDERS[name]) for name in ("train", "val"))
+    if train is None and val is None:
         classes = _class_folders(root)
         samples = _split(root, _samples(root, classes), split, val_fraction, seed)
-    elif parts["val"] is None:
+        return FolderDataset(samples, readable_names(classes), mode)
+    folder = train if split == "train" else val
+    if folder is None:
         raise ValueError(
-            f"{root} has a folder {parts['train'].name!r} but none for validation; "
-            f"add one of {', '.join(SPLIT_FOLDERS['val'])}, or pass {parts['train']} as data.root "
-            "to have a part of it held out"
+            f"{root} has no folder for the {split} split; add one of "
+            f"{', '.join(SPLIT_FOLDERS[split])}, or pass {train or val} as data.root to have it "
+            "split in two"
         )
-    else:
-        classes = _class_folders(parts["train"])
-        _require_same(classes, _class_folders(parts["val"]), parts["train"], parts["val"])
-        folder = parts[split]
-        assert folder is not None
-        samples = _samples(folder, classes)
-    return FolderDataset(samples, readable_names(classes), mode)
+    classes = _class_folders(folder)
+    if train and val:
+        _require_same(_class_folders(train), _class_folders(val), train, val)
+    return FolderDataset(_samples(folder, classes), readable_names(classes), mode)
 
 
 def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:

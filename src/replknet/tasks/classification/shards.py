@@ -102,8 +102,7 @@ def _described_files(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _index(shard: Path) -> list[ShardSample]:
-    """Samples of one shard, in its order; files without image or class are passed over."""
-    samples: list[ShardSample] = []
+    """Samples of one shard, in its order; those without image or class are passed over."""
     images: dict[str, tarfile.TarInfo] = {}
     targets: dict[str, int] = {}
     try:
@@ -118,19 +117,18 @@ def _index(shard: Path) -> list[ShardSample]:
                     targets[key] = int(content.read())
     except (OSError, tarfile.TarError, ValueError) as error:
         raise ValueError(f"cannot read the shard {shard}: {error}") from error
-    for key, member in images.items():
-        if key in targets:
-            samples.append(
-                ShardSample(shard, member.name, member.offset_data, member.size, targets[key])
-            )
-    return samples
+    return [
+        ShardSample(shard, member.name, member.offset_data, member.size, targets[key])
+        for key, member in images.items()
+        if targets.get(key, -1) >= 0
+    ]
 
 
 def _class_names(root: Path, count: int) -> tuple[str, ...]:
     if not (root / "classes.txt").is_file():
         return names_by_count(count)
-    names = tuple((root / "classes.txt").read_text(encoding="utf-8").split("\n"))
-    names = tuple(name.strip() for name in names if name.strip())
+    lines = (root / "classes.txt").read_text(encoding="utf-8").splitlines()
+    names = tuple(line.strip() for line in lines if line.strip())
     if len(names) < count:
         raise ValueError(
             f"{root / 'classes.txt'} names {len(names)} classes, but the shards have labels up to "
