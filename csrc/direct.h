@@ -145,6 +145,7 @@ static void correlate_tile(const Call& call, const Source& s, const Job& job, co
     c.y_rows = int(rows);
     c.y_cols = int(cols);
     c.start = in_place ? bias : Vec{};
+    c.split_taps = p.kernel_h <= s.x_rows;
     for (int64_t i = 0; i < s.sums_h; i++)
         for (int64_t j = 0; j < s.sums_w; j++) {
             const Phase h = phase(a.h, job.phase_h + i), w = phase(a.w, job.phase_w + j);
@@ -156,6 +157,7 @@ static void correlate_tile(const Call& call, const Source& s, const Job& job, co
             read_tile(x, rh.begin, rw.begin, rh.count, rw.count, buffers.x, pitch);
             c.x = buffers.x;
             c.x_pitch = pitch;
+            c.x_step = kLanes;
             c.x_rows = int(rh.count);
             c.x_cols = int(rw.count);
             c.w_step = w.taps.step * kLanes;
@@ -278,6 +280,7 @@ static void add_image_gradient(const Call& call, const WeightPlan& plan, int64_t
         group_image(call.output, p.output_stride, p.out_h, p.out_w, p.channels, p.dtype, n, group);
     bool add = false;
     Correlation c = {};
+    c.split_taps = true;
     for (int64_t i = 0; i < plan.a.h.dilation; i++)
         for (int64_t j = 0; j < plan.a.w.dilation; j++) {
             const Phase h = phase(plan.a.h, stride_h + i), w = phase(plan.a.w, stride_w + j);
@@ -292,6 +295,7 @@ static void add_image_gradient(const Call& call, const WeightPlan& plan, int64_t
                     read_tile(x, rh.begin, rw.begin, rh.count, rw.count, buffers.x, pitch_of(rw.count));
                     c.x = buffers.x;
                     c.x_pitch = pitch_of(rw.count);
+                    c.x_step = kLanes;
                     c.x_rows = int(rh.count);
                     c.x_cols = int(rw.count);
                     c.w = gradient;
@@ -307,7 +311,7 @@ static void add_image_gradient(const Call& call, const WeightPlan& plan, int64_t
                     c.y_rows = int(rows);
                     c.y_cols = int(w.taps.count);
                     c.add = add;
-                    correlate_sliding(c);
+                    correlate(c);
                     add = true;
                 }
         }

@@ -1,53 +1,123 @@
-// Register-blocked loops of the direct algorithm on lane-interleaved buffers.
+// Register-blocked loops of the direct algorithm on one group of channels.
 //
-// Both kernels compute a block of R x T outputs of a correlation with all sums in registers:
-//   slide_taps   each tap of the filter is loaded once and multiplied with R x T inputs. At the borders of the
-//                map only the outputs that the tap reaches take part, so padding is never multiplied.
-//   full_rows    where every input reaches every output (filters at least twice as wide as the map): each input
-//                is loaded once and multiplied with R x T taps.
-// The products of one call stay below kTapsPerSum for each output; longer sums are split by the caller and added
-// up in memory, because one float32 sum of a thousand products loses a decimal digit.
+// Both kernels add a few columns and rows of taps to a block of outputs, with all sums in registers:
+//   add_taps   K taps and T sums in registers; each input of a row is loaded once for all of them.
+//   add_block  R x T sums in registers; each tap is loaded once for all of them. For outputs of few columns, the
+//              weight gradients of small filters, where T sums alone would not hide the latency of an addition.
+// At the borders of the map only the outputs that an input reaches take part, so that padding is never multiplied.
 #pragma once
 
 #include "pack.h"
 
 namespace RK_ISA {
 
+static RK_INLINE int larger(int a, int b) { return a > b ? a : b; }
+static RK_INLINE int smaller(int a, int b) { return a < b ? a : b; }
+
+constexpr int kMaxTaps = 7;
 constexpr int kMaxCols = 14;
-constexpr int kTapsPerSum = 81;
+constexpr int kMaxBlockCols = 6;
+constexpr int kMaxBlockRows = 3;
 #if RK_LANES == 16 || defined(__aarch64__)  // 32 vector registers
-constexpr int kMaxSums = 28;
+constexpr int kSums = 28;
 #else
-constexpr int kMaxSums = 14;
+constexpr int kSums = 14;
 #endif
-constexpr int kMaxRows = 3;
 
-// Rows of outputs computed at once when `cols` columns are.
-constexpr int rows_at_once(int cols) { return kMaxSums / cols < kMaxRows ? kMaxSums / cols : kMaxRows; }
+// Most columns at once for `taps` taps, and most rows for `cols` columns.
+constexpr int cols_at_once(int taps) { return kSums > 14 ? kMaxCols : 15 - taps; }
+constexpr int rows_at_once(int cols) { return kSums / cols < kMaxBlockRows ? kSums / cols : kMaxBlockRows; }
 
-struct Strip {
-    const float* x;  // column 0 of the input row under the first kernel row and the first output row
-    int64_t x_pitch;
-    const float* w;  // first tap
-    int64_t w_pitch, w_step;
-    int kernel_rows, kernel_cols, x_cols;
-    int lead;  // output t under tap k reads column t + k - lead
+// y[i][j] = (add ? y[i][j] : start) + sum of w[k][l] * x[i + k - pad_top][j + l - pad_left] over the pixels of x
+// that exist; then clamped at zero when `relu`.
+struct Correlation {
+    const float* x;
+    int64_t x_pitch, x_step;
+    int x_rows, x_cols;
+    const float* w;
+    int64_t w_pitch, w_step;  // negative for a flipped filter
+    int kernel_rows, kernel_cols, pad_top, pad_left;
     float* y;
     int64_t y_pitch, y_step;
-    Vec start;  // of the sums, unless they are added to y
+    int y_rows, y_cols;
+    Vec start;
     bool add, relu;
+    bool split_taps;  // where to split long sums: between rows of taps, or of x
 };
 
+// Rows of taps from `begin` to `end` for the first row of outputs, `shift` less for each further row.
+struct Part {
+    int begin, end, shift;
+};
+
+// The taps of an output row that meet rows of x.
+struct Range {
+    int begin, end;
+};
+
+static RK_INLINE Range taps_of_row(const Correlation& c, const Part& part, int row) {
+    const int begin = larger(larger(0, c.pad_top - row), part.begin - part.shift * row);
+    const int end = smaller(smaller(c.kernel_rows, c.x_rows + c.pad_top - row), part.end - part.shift * row);
+    return {begin, larger(begin, end)};
+}
+
 template <int R, int T>
-static RK_INLINE void store_sums(const Strip& s, Vec (&sum)[R][T]) {
+static RK_INLINE void store_sums(const Correlation& c, float* y, Vec (&sum)[R][T]) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 16
         for (int t = 0; t < T; t++) {
-            float* y = s.y + r * s.y_pitch + t * s.y_step;
-            const Vec v = sum[r][t] + (s.add ? load(y) : s.start);
-            store(y, s.relu ? max_with_zero(v) : v);
+            float* p = y + r * c.y_pitch + t * c.y_step;
+            const Vec v = sum[r][t] + (c.add ? load(p) : c.start);
+            store(p, c.relu ? max_with_zero(v) : v);
         }
+}
+
+// Adds the K taps of one row to T sums. Edge: some of the columns `x`, `x` + `step`, ... do not exist, but those
+// from `first` to before `end`.
+template <bool Edge, int K, int T>
+static RK_INLINE void add_row(const float* x, int64_t step, const float* w, int64_t w_step, int first, int end,
+                              Vec (&sum)[1][T]) {
+    Vec tap[K];
+#pragma GCC unroll 8
+    for (int l = 0; l < K; l++) tap[l] = load(w + l * w_step);
+#pragma GCC unroll 32
+    for (int j = 0; j < T + K - 1; j++) {
+        if (Edge && j < first) continue;
+        if (Edge && j >= end) break;
+        const Vec v = load(x + j * step);
+#pragma GCC unroll 8
+        for (int l = 0; l < K; l++)
+            if (j - l >= 0 && j - l < T) sum[0][j - l] += tap[l] * v;
+    }
+}
+
+// Adds the taps of K columns to a block of T columns of outputs from `col`, in all rows.
+template <bool Edge, int K, int T, bool Packed>
+static RK_INLINE void add_taps_to_block(const Correlation& c, const Part& part, int col) {
+    const int64_t step = Packed ? kLanes : c.x_step;
+    const int first = c.pad_left - col, end = c.x_cols + first;
+    for (int row = 0; row < c.y_rows; row++) {
+        const Range taps = taps_of_row(c, part, row);
+        if (taps.begin == taps.end && c.add && !c.relu) continue;
+        Vec sum[1][T] = {};
+        const float* x = c.x + (row + taps.begin - c.pad_top) * c.x_pitch - first * step;
+        const float* w = c.w + taps.begin * c.w_pitch;
+        for (int k = taps.begin; k < taps.end; k++, x += c.x_pitch, w += c.w_pitch)
+            add_row<Edge, K, T>(x, step, w, c.w_step, first, end, sum);
+        store_sums(c, c.y + row * c.y_pitch + col * c.y_step, sum);
+    }
+}
+
+template <int K, int T, bool Packed>
+static void add_taps(const Correlation& c, const Part& part, int col, int blocks) {
+    for (int block = 0; block < blocks; block++, col += T) {
+        const int first = c.pad_left - col, end = c.x_cols + first;
+        if (first <= 0 && end >= T + K - 1)
+            add_taps_to_block<false, K, T, Packed>(c, part, col);
+        else if ((first < T + K - 1 && end > 0) || !c.add || c.relu)
+            add_taps_to_block<true, K, T, Packed>(c, part, col);
+    }
 }
 
 // One tap over the outputs Begin .. End, the first of which reads `x`.
@@ -62,108 +132,92 @@ static RK_INLINE void add_tap(const float* w, const float* x, int64_t x_pitch, V
 
 // Taps `from` .. `to` before the one that reaches every output; the D-th before misses the first D.
 template <int D, int R, int T>
-static RK_INLINE void add_left_taps(const Strip& s, int from, int to, const float* w, const float* x,
-                                    Vec (&sum)[R][T]) {
+static RK_INLINE void add_left(const Correlation& c, int from, int to, const float* w, const float* x,
+                               Vec (&sum)[R][T]) {
     if constexpr (D < T) {
         if (D > to) return;
-        if (D >= from) add_tap<D, T>(w - D * s.w_step, x, s.x_pitch, sum);
-        add_left_taps<D + 1>(s, from, to, w, x, sum);
+        if (D >= from) add_tap<D, T>(w - D * c.w_step, x, c.x_pitch, sum);
+        add_left<D + 1>(c, from, to, w, x, sum);
     }
 }
 
 // Taps `from` .. `to` after the last one that reaches every output; the D-th after misses the last D.
 template <int D, int R, int T>
-static RK_INLINE void add_right_taps(const Strip& s, int from, int to, const float* w, const float* x,
-                                     Vec (&sum)[R][T]) {
+static RK_INLINE void add_right(const Correlation& c, int from, int to, const float* w, const float* x,
+                                Vec (&sum)[R][T]) {
     if constexpr (D < T) {
         if (D > to) return;
-        if (D >= from) add_tap<0, T - D>(w + D * s.w_step, x + D * kLanes, s.x_pitch, sum);
-        add_right_taps<D + 1>(s, from, to, w, x, sum);
+        if (D >= from) add_tap<0, T - D>(w + D * c.w_step, x + D * kLanes, c.x_pitch, sum);
+        add_right<D + 1>(c, from, to, w, x, sum);
     }
 }
 
-static RK_INLINE int larger(int a, int b) { return a > b ? a : b; }
-static RK_INLINE int smaller(int a, int b) { return a < b ? a : b; }
-
+// Adds the taps of all columns to R rows of outputs from `row`, all T columns; all rows have the same `taps`.
 // Needs T <= x_cols.
 template <int R, int T>
-static void slide_taps(const Strip& s) {
+static void add_block(const Correlation& c, Range taps, int row) {
     Vec sum[R][T] = {};
-    const int last_tap = s.kernel_cols - 1;
-    const int trail = s.x_cols - T + s.lead;  // the last tap that reaches every output
-    const int first = larger(0, s.lead), last = smaller(last_tap, trail);
-    const int left_from = larger(1, s.lead - last_tap), right_to = last_tap - trail;
-    for (int row = 0; row < s.kernel_rows; row++) {
-        const float* x = s.x + row * s.x_pitch;
-        const float* w = s.w + row * s.w_pitch;
-        if (s.lead > 0) add_left_taps<1>(s, left_from, s.lead, w + s.lead * s.w_step, x, sum);
-        const float* xk = x + int64_t(first - s.lead) * kLanes;
-        const float* wk = w + first * s.w_step;
+    const int last_tap = c.kernel_cols - 1, lead = c.pad_left;
+    const int trail = c.x_cols - T + lead;  // the last tap that reaches every output
+    const int first = larger(0, lead), last = smaller(last_tap, trail);
+    for (int k = taps.begin; k < taps.end; k++) {
+        const float* x = c.x + (row + k - c.pad_top) * c.x_pitch;
+        const float* w = c.w + k * c.w_pitch;
+        if (lead > 0) add_left<1>(c, larger(1, lead - last_tap), lead, w + lead * c.w_step, x, sum);
+        const float* xl = x + int64_t(first - lead) * kLanes;
+        const float* wl = w + first * c.w_step;
 #pragma GCC unroll 1
-        for (int tap = first; tap <= last; tap++, xk += kLanes, wk += s.w_step) add_tap<0, T>(wk, xk, s.x_pitch, sum);
-        if (right_to > 0)
-            add_right_taps<1>(s, larger(1, -trail), right_to, w + trail * s.w_step,
-                              x + int64_t(s.x_cols - T) * kLanes, sum);
+        for (int l = first; l <= last; l++, xl += kLanes, wl += c.w_step) add_tap<0, T>(wl, xl, c.x_pitch, sum);
+        if (last_tap > trail)
+            add_right<1>(c, larger(1, -trail), last_tap - trail, w + trail * c.w_step,
+                         x + int64_t(c.x_cols - T) * kLanes, sum);
     }
-    store_sums(s, sum);
+    store_sums(c, c.y + row * c.y_pitch, sum);
 }
 
-// kernel_rows counts input rows here, and `w` is the tap with which input (0, 0) reaches output (0, 0).
-template <int R, int T, int Step>
-static void full_rows(const Strip& s) {
-    Vec sum[R][T] = {};
-    for (int row = 0; row < s.kernel_rows; row++) {
-        const float* x = s.x + row * s.x_pitch;
-        const float* w = s.w + row * s.w_pitch;
-#pragma GCC unroll 1
-        for (int col = 0; col < s.x_cols; col++, x += kLanes, w += Step) {
-            const Vec v = load(x);
-#pragma GCC unroll 4
-            for (int r = 0; r < R; r++)
-#pragma GCC unroll 16
-                for (int t = 0; t < T; t++) sum[r][t] += v * load(w - r * s.w_pitch - t * Step);
-        }
-    }
-    store_sums(s, sum);
-}
+// ---------------------------------------------------------------- tables of kernels
 
-typedef void (*StripKernel)(const Strip&);
+typedef void (*TapsKernel)(const Correlation&, const Part&, int col, int blocks);
+typedef void (*BlockKernel)(const Correlation&, Range taps, int row);
 
-template <int R, int T>
-static constexpr StripKernel slide_taps_or_null() {
-    if constexpr (R <= rows_at_once(T))
-        return slide_taps<R, T>;
+template <int K, int T, bool Packed>
+static constexpr TapsKernel taps_kernel() {
+    if constexpr (T <= cols_at_once(K) && (Packed || (K % 2 && K > 1)))
+        return add_taps<K, T, Packed>;
     else
         return nullptr;
 }
 
-template <int R, int T, int Step>
-static constexpr StripKernel full_rows_or_null() {
-    if constexpr (R <= rows_at_once(T))
-        return full_rows<R, T, Step>;
-    else
-        return nullptr;
-}
+template <bool Packed, class Widths = Indices<1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>>
+struct TapsKernels;
 
-// Kernels by [rows - 1][columns - 1]; those that need more registers than there are are null.
-template <class Widths>
-struct KernelTable;
-
-template <int... T>
-struct KernelTable<Indices<T...>> {
-    static constexpr StripKernel slide[kMaxRows][kMaxCols] = {
-        {slide_taps_or_null<1, T>()...},
-        {slide_taps_or_null<2, T>()...},
-        {slide_taps_or_null<3, T>()...},
-    };
-    template <int Step>
-    static constexpr StripKernel full[kMaxRows][kMaxCols] = {
-        {full_rows_or_null<1, T, Step>()...},
-        {full_rows_or_null<2, T, Step>()...},
-        {full_rows_or_null<3, T, Step>()...},
+template <bool Packed, int... T>
+struct TapsKernels<Packed, Indices<T...>> {
+    static constexpr TapsKernel table[kMaxTaps][kMaxCols] = {
+        {taps_kernel<1, T, Packed>()...}, {taps_kernel<2, T, Packed>()...}, {taps_kernel<3, T, Packed>()...},
+        {taps_kernel<4, T, Packed>()...}, {taps_kernel<5, T, Packed>()...}, {taps_kernel<6, T, Packed>()...},
+        {taps_kernel<7, T, Packed>()...},
     };
 };
 
-using Kernel = KernelTable<Indices<1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>>;
+template <int R, int T>
+static constexpr BlockKernel block_kernel() {
+    if constexpr (R <= rows_at_once(T))
+        return add_block<R, T>;
+    else
+        return nullptr;
+}
+
+template <class Widths = Indices<1, 2, 3, 4, 5, 6>>
+struct BlockKernels;
+
+template <int... T>
+struct BlockKernels<Indices<T...>> {
+    static constexpr BlockKernel table[kMaxBlockRows][kMaxBlockCols] = {
+        {block_kernel<1, T>()...},
+        {block_kernel<2, T>()...},
+        {block_kernel<3, T>()...},
+    };
+};
 
 }  // namespace RK_ISA

@@ -102,25 +102,28 @@ static void column_inverse(const float* spectrum, int outer, float* scratch) {
     }
 }
 
-// Two real rows a, b were transformed as a + i b: bins k and size - k hold both. Writes twice bin k of a and of b.
-static RK_INLINE void untangle(Vec re, Vec im, Vec mirror_re, Vec mirror_im, float* a, float* b, int bin) {
-    store(a + bin * kComplex, re + mirror_re);
-    store(a + bin * kComplex + kLanes, im - mirror_im);
-    store(b + bin * kComplex, im + mirror_im);
-    store(b + bin * kComplex + kLanes, mirror_re - re);
+// Two real rows a, b were transformed as a + i b: bins k and size - k hold both. Writes twice bin k of a and, `to_b`
+// further, of b.
+static RK_INLINE void untangle(Vec re, Vec im, Vec mirror_re, Vec mirror_im, float* a, ptrdiff_t to_b) {
+    store(a, re + mirror_re);
+    store(a + kLanes, im - mirror_im);
+    store(a + to_b, im + mirror_im);
+    store(a + to_b + kLanes, mirror_re - re);
 }
 
 // Bins 0 ... size / 2 of two real rows. The mirror of (k1, k2) is (outer - k1, R - 1 - k2), and of (0, k2) it is
 // (0, R - k2).
 template <int R>
-static void rows_untangle(const float* scratch, int outer, float* a, float* b) {
+static void rows_untangle(const float* scratch, int outer, float* a, ptrdiff_t bin, ptrdiff_t to_b) {
+    const ptrdiff_t step = outer * bin;
     {
         Vec re[R], im[R];
         load_row<R>(scratch, 0, re, im);
         dft<R>(re, im);
+        const Steps<R, float> bins(a, step);
         unroll<R / 2 + 1>(RK_LAMBDA(auto k2) {
             constexpr int mirror = (R - k2) % R;
-            untangle(re[k2], im[k2], re[mirror], im[mirror], a, b, outer * k2);
+            untangle(re[k2], im[k2], re[mirror], im[mirror], bins[k2], to_b);
         });
     }
     for (int k1 = 1; 2 * k1 < outer; k1++) {
@@ -129,33 +132,35 @@ static void rows_untangle(const float* scratch, int outer, float* a, float* b) {
         dft<R>(re, im);
         load_row<R>(scratch, outer - k1, mirror_re, mirror_im);
         dft<R>(mirror_re, mirror_im);
+        const Steps<R, float> bins(a + k1 * bin, step), mirrors(a + (outer - k1) * bin, step);
         unroll<R>(RK_LAMBDA(auto k2) {
             constexpr int mirror = R - 1 - k2;
             if constexpr (k2 <= (R - 1) / 2)
-                untangle(re[k2], im[k2], mirror_re[mirror], mirror_im[mirror], a, b, k1 + outer * k2);
+                untangle(re[k2], im[k2], mirror_re[mirror], mirror_im[mirror], bins[k2], to_b);
             else
-                untangle(mirror_re[mirror], mirror_im[mirror], re[k2], im[k2], a, b, outer - k1 + outer * mirror);
+                untangle(mirror_re[mirror], mirror_im[mirror], re[k2], im[k2], mirrors[mirror], to_b);
         });
     }
     if (outer % 2 == 0) {
         Vec re[R], im[R];
         load_row<R>(scratch, outer / 2, re, im);
         dft<R>(re, im);
+        const Steps<R, float> bins(a + outer / 2 * bin, step);
         unroll<(R + 1) / 2>(RK_LAMBDA(auto k2) {
             constexpr int mirror = R - 1 - k2;
-            untangle(re[k2], im[k2], re[mirror], im[mirror], a, b, outer / 2 + outer * k2);
+            untangle(re[k2], im[k2], re[mirror], im[mirror], bins[k2], to_b);
         });
     }
 }
 
 // The way back: the inverse over k2 of a + i b, for rows whose bins above size / 2 are implied.
 template <int R>
-static void rows_tangle(const float* a, const float* b, int outer, float* scratch) {
-    const ptrdiff_t step = outer * kComplex, to_b = b - a;
+static void rows_tangle(const float* a, ptrdiff_t bin, ptrdiff_t to_b, int outer, float* scratch) {
+    const ptrdiff_t step = outer * bin;
     for (int k1 = 0; k1 < outer; k1++) {
         Vec re[R], im[R];
-        const Steps<R, const float> bins(a + k1 * kComplex, step);
-        const Steps<R, const float> mirrors(a + (outer - k1) * kComplex, step);
+        const Steps<R, const float> bins(a + k1 * bin, step);
+        const Steps<R, const float> mirrors(a + (outer - k1) * bin, step);
         const auto lower = RK_LAMBDA(auto k2) {
             const float* p = bins[k2];
             re[k2] = load(p) - load(p + to_b + kLanes);
@@ -188,8 +193,8 @@ struct InnerPasses {
     void (*product[kMaxRadix + 1])(float*, int, const float*) = {};
     void (*correlate[kMaxRadix + 1])(const float*, const float*, int, float*) = {};
     void (*inverse[kMaxRadix + 1])(const float*, int, float*) = {};
-    void (*untangle[kMaxRadix + 1])(const float*, int, float*, float*) = {};
-    void (*tangle[kMaxRadix + 1])(const float*, const float*, int, float*) = {};
+    void (*untangle[kMaxRadix + 1])(const float*, int, float*, ptrdiff_t, ptrdiff_t) = {};
+    void (*tangle[kMaxRadix + 1])(const float*, ptrdiff_t, ptrdiff_t, int, float*) = {};
 
     constexpr InnerPasses() {
 #define RK_FILL(R)                      \

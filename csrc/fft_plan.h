@@ -127,10 +127,10 @@ struct Plan {
     int64_t images, tiles;
     bool reversed;     // the taps are read backwards
     float scale;       // of the last pass
-    int64_t pitch;     // of a plane, in elements: odd, so that a column spreads over the cache sets
     int64_t plane_rows;
 
-    int64_t plane_floats() const { return plane_rows * pitch * kComplex; }
+    int64_t pitch() const { return plane_rows * kComplex; }  // of a plane, from bin to bin
+    int64_t plane_floats() const { return bins * pitch(); }
     int64_t spectrum_floats() const { return int64_t(bins) * rows.size.points() * kComplex; }
 };
 
@@ -166,8 +166,7 @@ static bool make_plan(const rk_problem& p, Plan& plan) {
     plan.tiles = plan.rows.tiles * plan.cols.tiles;
     plan.reversed = !transposed;
     plan.scale = float(0.25 / (double(plan.rows.size.points()) * plan.cols.size.points()));
-    plan.pitch = plan.bins | 1;
-    plan.plane_rows = (most(most(plan.rows.window, plan.rows.step), plan.rows.taps) + 1) / 2 * 2;
+    plan.plane_rows = most(most(plan.rows.window, plan.rows.step), plan.rows.taps) | 1;
     return true;
 }
 

@@ -12,21 +12,14 @@ namespace RK_ISA::spectral {
 
 struct Plane {
     float* data;
-    int64_t pitch;  // elements
+    ptrdiff_t pitch;  // floats from one bin to the next
 
-    float* row(int64_t r) const { return data + r * pitch * kComplex; }
+    float* row(int64_t r) const { return data + r * kComplex; }
     Elements column(int bin) const {
-        float* top = data + bin * kComplex;
-        return {top, top + kLanes, pitch * kComplex};
+        float* top = data + bin * pitch;
+        return {top, top + kLanes, kComplex};
     }
 };
-
-// A column is one element of each row, out of reach of the hardware's prefetchers.
-static RK_INLINE void prefetch_column(const Plane& plane, int bin, int rows) {
-    const float* p = plane.data + bin * kComplex;
-    for (int r = 0; r < rows; r++, p += plane.pitch * kComplex)
-        for (int line = 0; line < kComplex; line += 16) __builtin_prefetch(p + line);
-}
 
 // Working memory of one thread.
 struct Workspace {
@@ -42,25 +35,13 @@ static RK_INLINE float* pixel(const Image& image, int64_t row, int64_t col) {
     return reinterpret_cast<float*>(image.data) + row * image.h + col * image.w;
 }
 
-// Rows of pixels far apart in memory are out of reach of the hardware's prefetchers.
-static RK_INLINE void prefetch_row(const Image& image, int64_t row, int64_t col, int64_t cols) {
-    const float* p = pixel(image, row, col);
-    for (int64_t c = 0; c < cols; c++) __builtin_prefetch(p + c * image.w);
-}
-
-static RK_INLINE void prefetch_row_for_writing(const Image& image, int64_t row, int64_t col, int64_t cols) {
-    const float* p = pixel(image, row, col);
-    for (int64_t c = 0; c < cols; c++) __builtin_prefetch(p + c * image.w, 1);
-}
-
 // Transforms the rows of a window of an image whose top left is (row, col), and returns how many rows of the plane
 // are not known to be zero.
 static int window_rows(const Transform& t, const Image& image, int64_t row, int64_t col, int64_t rows, int64_t cols,
                        Plane plane, const Workspace& work) {
     const int64_t first = most(0, -row), last = least(rows, image.rows - row), count = least(cols, image.cols - col);
     if (first >= last || count <= 0) return 0;
-    for (int64_t r = 0; r < first; r++)
-        clear(plane.row(r), 2 * plane.pitch);
+    for (int bin = 0; bin <= t.size() / 2; bin++) clear(plane.column(bin).re, 2 * first);
     const bool direct = lanes_in_memory(image) && col >= 0;
     for (int64_t r = first; r < last; r += 2) {
         const int64_t second = least(r + 1, last - 1);  // an odd last row is its own partner
@@ -72,7 +53,7 @@ static int window_rows(const Transform& t, const Image& image, int64_t row, int6
             in = {work.lines, work.lines + (second - r) * count * kLanes, kLanes};
         }
         forward_outer(t, in, int(count), work.scratch);
-        kInner.untangle[t.inner](work.scratch, t.outer, plane.row(r), plane.row(second));
+        kInner.untangle[t.inner](work.scratch, t.outer, plane.row(r), plane.pitch, (second - r) * kComplex);
     }
     return int(last);
 }
@@ -105,7 +86,7 @@ static void kernel_rows(const Transform& t, const Plan& plan, float* kernel, Pla
         float* a = kernel + (plan.reversed ? (rows - r) * cols - 1 : r * cols) * kLanes;
         float* b = kernel + (plan.reversed ? (rows - second) * cols - 1 : second * cols) * kLanes;
         forward_outer(t, {a, b, plan.reversed ? -kLanes : kLanes}, int(cols), work.scratch);
-        kInner.untangle[t.inner](work.scratch, t.outer, plane.row(r), plane.row(second));
+        kInner.untangle[t.inner](work.scratch, t.outer, plane.row(r), plane.pitch, (second - r) * kComplex);
     }
 }
 
@@ -122,7 +103,7 @@ static void image_rows(const Transform& t, Plane plane, const Image& image, int6
             out = {pixel(image, row + r, col), pixel(image, row + second, col), image.w};
         else
             out = {work.lines, work.lines + (second - r) * cols * kLanes, kLanes};
-        kInner.tangle[t.inner](plane.row(r), plane.row(second), t.outer, work.scratch);
+        kInner.tangle[t.inner](plane.row(r), plane.pitch, (second - r) * kComplex, t.outer, work.scratch);
         inverse_outer(t, work.scratch, int(cols), out, finish);
         if (!direct)
             write_tile(image, row + r, col, second - r + 1, cols, work.lines, cols * kLanes, bias, relu);

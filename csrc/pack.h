@@ -58,20 +58,25 @@ static void clear(float* buffer, int64_t pixels) {
     for (int64_t i = 0; i < pixels; i++) store(buffer + i * kLanes, Vec{});
 }
 
-// Walks the pixels of a tile in rows of `cols`, forwards or, with a negative step and pitch, backwards.
+// Walks the pixels of a tile row by row.
 struct Cursor {
-    float* pixel;
-    int64_t cols, step, skip, col = 0;
+    float* start;
+    int64_t cols, pitch, col = 0;
+    float* pixel = start;
 
-    Cursor(float* start, int64_t cols, int64_t pitch, int64_t step = kLanes)
-        : pixel(start), cols(cols), step(step), skip(pitch - cols * step) {}
+    Cursor(float* start, int64_t cols, int64_t pitch) : start(start), cols(cols), pitch(pitch) {}
+
+    void seek(int64_t index) {
+        col = index % cols;
+        pixel = start + index / cols * pitch + col * kLanes;
+    }
 
     RK_INLINE float* next() {
         float* current = pixel;
-        pixel += step;
+        pixel += kLanes;
         if (++col == cols) {
             col = 0;
-            pixel += skip;
+            pixel += pitch - cols * kLanes;
         }
         return current;
     }
@@ -114,20 +119,29 @@ static RK_INLINE void read_quads(const Image& image, const T* source, int count,
     transpose(pixels);
 }
 
+// The last block of a run of columns overlaps the one before it rather than being narrower, where it can.
+static RK_INLINE int64_t block_start(int64_t i, int64_t length) { return length < 4 || i + 4 <= length ? i : length - 4; }
+
 template <class T>
-static void read_columns_adjacent(const Image& image, const T* source, const Inside& in, Cursor cursor) {
+static void read_columns_adjacent(const Image& image, const T* source, const Inside& in, float* target,
+                                  int64_t pitch) {
     int64_t runs, length;
     merge_rows(image, in, &runs, &length);
+    const int count = length < 4 ? int(length) : 4;
+    Cursor cursor(target, in.cols, pitch);
     for (int64_t run = 0; run < runs; run++) {
         const T* s = source + run * image.h;
         for (int64_t i = 0; i < length; i += 4) {
-            const int count = length - i < 4 ? int(length - i) : 4;
+            const int64_t start = block_start(i, length);
+            if (start != i) cursor.seek(run * length + start);
             Vec pixels[4];
             if (count == 4 && image.channels == kLanes)
-                read_quads<true>(image, s + i, 4, pixels);
+                read_quads<true>(image, s + start, 4, pixels);
             else
-                read_quads<false>(image, s + i, count, pixels);
-            for (int j = 0; j < count; j++) store(cursor.next(), pixels[j]);
+                read_quads<false>(image, s + start, count, pixels);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++)
+                if (j < count) store(cursor.next(), pixels[j]);
         }
     }
 }
@@ -150,7 +164,7 @@ static void read_inside(const Image& image, int64_t row, int64_t col, const Insi
     if (image.c == 1)
         read_channels_adjacent(image, source, in, target, pitch);
     else if (image.w == 1)
-        read_columns_adjacent(image, source, in, Cursor(target, in.cols, pitch));
+        read_columns_adjacent(image, source, in, target, pitch);
     else
         read_scattered(image, source, in, target, pitch);
 }
@@ -216,17 +230,21 @@ static void write_columns_adjacent(const Image& image, T* target, const Inside& 
                                    int64_t pitch, Vec bias, bool relu) {
     int64_t runs, length;
     merge_rows(image, in, &runs, &length);
+    const int count = length < 4 ? int(length) : 4;
     Cursor cursor(const_cast<float*>(source), in.cols, pitch);
     for (int64_t run = 0; run < runs; run++) {
         T* t = target + run * image.h;
         for (int64_t i = 0; i < length; i += 4) {
-            const int count = length - i < 4 ? int(length - i) : 4;
+            const int64_t start = block_start(i, length);
+            if (start != i) cursor.seek(run * length + start);
             Vec pixels[4] = {};
-            for (int j = 0; j < count; j++) pixels[j] = finish(load(cursor.next()), bias, relu);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++)
+                if (j < count) pixels[j] = finish(load(cursor.next()), bias, relu);
             if (count == 4 && image.channels == kLanes)
-                write_quads<true>(image, t + i, 4, pixels);
+                write_quads<true>(image, t + start, 4, pixels);
             else
-                write_quads<false>(image, t + i, count, pixels);
+                write_quads<false>(image, t + start, count, pixels);
         }
     }
 }
