@@ -21,6 +21,7 @@ TOLERANCE = 1e-3
 """Largest difference that ``example_input`` may show, in units of the outputs' spread."""
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def optimize(model: nn.Module, example_input: Tensor | None = None) -> nn.Module:
     """Return a copy of ``model`` for inference on this machine: same calls, same results.

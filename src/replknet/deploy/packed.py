@@ -6,12 +6,25 @@ rows of channels, so feature maps are (N, C, H, W) tensors in channels_last memo
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Hashable
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from replknet.ops.depthwise import depthwise_conv2d, depthwise_conv2d_relu
-from replknet.ops.pointwise import Activation, Layer, pack, pointwise, pointwise_pair
+from replknet.ops import depthwise_conv2d, depthwise_conv2d_relu, problem_of
+from replknet.ops.arguments import four_sides, pair
+from replknet.ops.choose import requested
+from replknet.ops.native import isa
+from replknet.ops.pointwise import (
+    Activation,
+    Layer,
+    pack,
+    pointwise,
+    pointwise_pair,
+    why_not_native,
+)
+from replknet.ops.prepared import Forward, prepare_forward
 
 
 class _Packed(nn.Module):
@@ -70,30 +83,56 @@ class PackedMLP(nn.Module):
 
 
 class FrozenDepthwiseConv2d(nn.Module):
-    """Depthwise convolution with bias and optional ReLU whose filters never change."""
+    """Depthwise convolution with bias and optional ReLU whose filters never change.
+
+    What is computed from the filters is kept for the last ``KEPT_SIZES`` sizes of map, and made
+    anew when the filters do change.
+    """
+
+    KEPT_SIZES = 2
 
     weight: Tensor
     bias: Tensor | None
 
     def __init__(self, conv: nn.Conv2d, relu: bool = False) -> None:
         super().__init__()
-        self.register_buffer("weight", conv.weight.detach())
+        self.register_buffer("weight", conv.weight.detach().clone().contiguous())
         self.register_buffer("bias", None if conv.bias is None else conv.bias.detach())
-        self.stride = cast("tuple[int, int]", conv.stride)
-        self.padding = cast("tuple[int, int]", conv.padding)
-        self.dilation = cast("tuple[int, int]", conv.dilation)
-        self.relu = relu
+        stride, dilation = pair("stride", conv.stride, 1), pair("dilation", conv.dilation, 1)
+        self.stride, self.dilation, self.relu = stride, dilation, relu
+        self.padding = four_sides(conv.padding, conv.kernel_size, stride, dilation)
+        self._prepared: dict[Hashable, Forward] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        convolve = depthwise_conv2d_relu if self.relu else depthwise_conv2d
-        return convolve(
-            x,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-        )
+        if x.numel() == 0 or why_not_native(x, self.weight) or self.weight.is_inference():
+            convolve = depthwise_conv2d_relu if self.relu else depthwise_conv2d
+            return convolve(
+                x,
+                self.weight,
+                self.bias,
+                stride=self.stride,
+                padding=self.padding,
+                dilation=self.dilation,
+            )
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self._prepare(x)(x, self.bias, self.relu)
+
+    def _prepare(self, x: Tensor) -> Forward:
+        weight = self.weight
+        key = (x.shape[1:], weight.data_ptr(), weight._version, isa(), requested("auto"))
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            problem = problem_of(
+                x[:1], weight, stride=self.stride, padding=self.padding, dilation=self.dilation
+            )
+            prepared = prepare_forward(problem, weight)
+            # A new dictionary: other threads may be reading the old one.
+            kept = list(self._prepared.items())[1 - self.KEPT_SIZES :]
+            self._prepared = dict([*kept, (key, prepared)])
+        return prepared
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_prepared": {}}
 
     def extra_repr(self) -> str:
         height, width = self.weight.shape[2:]
