@@ -69,7 +69,8 @@ static Image filter_image(const rk_problem& p, const float* weight, int64_t grou
 }
 
 struct Buffers {
-    float *filter, *x, *y, *sum;
+    const float* filter;
+    float *x, *y, *sum;
 };
 
 static int64_t filter_floats(const rk_problem& p) { return int64_t(p.kernel_h) * p.kernel_w * kLanes; }
@@ -125,6 +126,15 @@ struct Job {
     int64_t n, group, phase_h, phase_w, tile_row, tile_col;
 };
 
+static bool is_packed(const Image& image) {
+    return image.dtype == RK_F32 && image.c == 1 && image.channels == kLanes;
+}
+
+// Filters of few columns use an input too rarely to pay for a packed copy.
+static bool readable_in_place(const Image& x, int64_t taps) {
+    return is_packed(x) && (taps == 3 || taps == 5 || taps == 7);
+}
+
 static void correlate_tile(const Call& call, const Source& s, const Job& job, const Buffers& buffers) {
     const rk_problem& p = *s.problem;
     const Axes a = axes(p);
@@ -137,7 +147,7 @@ static void correlate_tile(const Call& call, const Source& s, const Job& job, co
     const int64_t rows = at_most(s.tiling.rows, y.rows - row), cols = at_most(s.tiling.cols, y.cols - col);
     if (rows <= 0 || cols <= 0) return;
 
-    const bool in_place = p.dtype == RK_F32 && y.c == 1 && y.channels == kLanes;
+    const bool in_place = is_packed(y);
     Correlation c;
     c.y = in_place ? reinterpret_cast<float*>(y.data) + row * y.h + col * y.w : buffers.y;
     c.y_pitch = in_place ? y.h : pitch_of(cols);
@@ -153,11 +163,16 @@ static void correlate_tile(const Call& call, const Source& s, const Job& job, co
                 s.flipped ? lattice_of(x_all, h.output, w.output) : lattice_of(x_all, h.input, w.input);
             const Reach rh = reach(row, rows, h.taps.count, s.flipped ? h.taps.count - 1 - h.pad : h.pad, x.rows);
             const Reach rw = reach(col, cols, w.taps.count, s.flipped ? w.taps.count - 1 - w.pad : w.pad, x.cols);
-            const int64_t pitch = pitch_of(rw.count);
-            read_tile(x, rh.begin, rw.begin, rh.count, rw.count, buffers.x, pitch);
-            c.x = buffers.x;
-            c.x_pitch = pitch;
-            c.x_step = kLanes;
+            if (readable_in_place(x, w.taps.count)) {
+                c.x = reinterpret_cast<const float*>(x.data) + rh.begin * x.h + rw.begin * x.w;
+                c.x_pitch = x.h;
+                c.x_step = x.w;
+            } else {
+                c.x = buffers.x;
+                c.x_pitch = pitch_of(rw.count);
+                c.x_step = kLanes;
+                read_tile(x, rh.begin, rw.begin, rh.count, rw.count, buffers.x, c.x_pitch);
+            }
             c.x_rows = int(rh.count);
             c.x_cols = int(rw.count);
             c.w_step = w.taps.step * kLanes;
@@ -198,8 +213,9 @@ static void run_tiles(const Call& call) {
     {
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
         Buffers buffers;
-        buffers.filter = reinterpret_cast<float*>(call.workspace + thread * call.workspace_stride);
-        buffers.x = buffers.filter + filter_floats(p);
+        float* const filter = reinterpret_cast<float*>(call.workspace + thread * call.workspace_stride);
+        buffers.filter = filter;
+        buffers.x = filter + filter_floats(p);
         buffers.y = buffers.x + tile_floats(s.tiling.rows + p.kernel_h - 1, s.tiling.cols + p.kernel_w - 1);
         int64_t packed = -1;
         for (int64_t i = jobs * thread / threads; i < jobs * (thread + 1) / threads; i++) {
@@ -220,8 +236,10 @@ static void run_tiles(const Call& call) {
             part /= s.tiling.row_tiles;
             job.phase_w = part % s.phases_w;
             job.phase_h = part / s.phases_w;
-            if (packed != job.group) {
-                read_tile(filter_image(p, call.weight, job.group), 0, 0, p.kernel_h, p.kernel_w, buffers.filter,
+            if (call.spectrum) {
+                buffers.filter = static_cast<const float*>(call.spectrum) + job.group * filter_floats(p);
+            } else if (packed != job.group) {
+                read_tile(filter_image(p, call.weight, job.group), 0, 0, p.kernel_h, p.kernel_w, filter,
                           p.kernel_w * kLanes);
                 packed = job.group;
             }
@@ -269,16 +287,15 @@ static size_t weight_workspace(const WeightPlan& plan) {
     return (2 * f.filter + f.gradient + f.x) * sizeof(float);
 }
 
-// Adds one image's gradient of the taps [begin, begin + rows) of a phase to buffers.sum.
+// Adds one image's gradient of the taps [begin, begin + rows) of a phase to buffers.y, or stores it there.
 static void add_image_gradient(const Call& call, const WeightPlan& plan, int64_t n, int64_t group, int64_t stride_h,
-                               int64_t stride_w, int64_t begin, int64_t rows, float* gradient,
-                               const Buffers& buffers) {
+                               int64_t stride_w, int64_t begin, int64_t rows, bool add,
+                               float* gradient, const Buffers& buffers) {
     const rk_problem& p = *call.problem;
     const Image x_all =
         group_image(call.input, p.input_stride, p.in_h, p.in_w, p.channels, p.dtype, n, group);
     const Image g_all =
         group_image(call.output, p.output_stride, p.out_h, p.out_w, p.channels, p.dtype, n, group);
-    bool add = false;
     Correlation c = {};
     c.split_taps = true;
     for (int64_t i = 0; i < plan.a.h.dilation; i++)
@@ -315,9 +332,10 @@ static void add_image_gradient(const Call& call, const WeightPlan& plan, int64_t
                     add = true;
                 }
         }
-    for (int64_t i = 0; add && i < int64_t(c.y_rows) * c.y_cols; i++)
-        store(buffers.sum + i * kLanes, load(buffers.sum + i * kLanes) + load(buffers.y + i * kLanes));
 }
+
+// Sums of this many products are added up in pairs of levels: those of an image or more, and the rest.
+constexpr int64_t kProductsPerLevel = 4096;
 
 static void run_weight_gradient(const Call& call) {
     const rk_problem& p = *call.problem;
@@ -325,6 +343,7 @@ static void run_weight_gradient(const Call& call) {
     const WeightFloats floats = weight_floats(plan);
     const int64_t phases_h = plan.a.h.stride, phases_w = plan.a.w.stride;
     const int64_t jobs = group_count(p.channels) * phases_h * phases_w * plan.blocks;
+    const int64_t images = divide_up(kProductsPerLevel, p.out_h * p.out_w);
 #pragma omp parallel num_threads(p.threads)
     {
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
@@ -342,8 +361,13 @@ static void run_weight_gradient(const Call& call) {
             const int64_t rows = at_most(plan.block_rows, weight.rows - begin);
             if (rows <= 0 || !weight.cols) continue;
             clear(buffers.sum, rows * weight.cols);
-            for (int64_t n = 0; n < p.batch; n++)
-                add_image_gradient(call, plan, n, group, stride_h, stride_w, begin, rows, gradient, buffers);
+            for (int64_t n = 0; n < p.batch; n++) {
+                add_image_gradient(call, plan, n, group, stride_h, stride_w, begin, rows, n % images > 0, gradient,
+                                   buffers);
+                if (n % images == images - 1 || n == p.batch - 1)
+                    for (int64_t k = 0; k < rows * weight.cols * kLanes; k += kLanes)
+                        store(buffers.sum + k, load(buffers.sum + k) + load(buffers.y + k));
+            }
             write_tile(weight, begin, 0, rows, weight.cols, buffers.sum, weight.cols * kLanes, Vec{}, false);
         }
     }
@@ -363,6 +387,19 @@ static size_t workspace_bytes(const rk_problem& p) {
     return tile_workspace(source(call));
 }
 
+// The "spectrum" is every group's packed filter.
+static size_t spectrum_bytes(const rk_problem& p) {
+    return group_count(p.channels) * filter_floats(p) * sizeof(float);
+}
+
+static void prepare(const Call& call) {
+    const rk_problem& p = *call.problem;
+    float* packed = static_cast<float*>(const_cast<void*>(call.spectrum));
+    for (int64_t group = 0; group < group_count(p.channels); group++)
+        read_tile(filter_image(p, call.weight, group), 0, 0, p.kernel_h, p.kernel_w, packed + group * filter_floats(p),
+                  p.kernel_w * kLanes);
+}
+
 static void run(const Call& call) {
     if (call.problem->pass == RK_GRAD_WEIGHT)
         run_weight_gradient(call);
@@ -375,8 +412,8 @@ static void run(const Call& call) {
 static const Algorithm direct = {
     direct_passes::supports,
     direct_passes::workspace_bytes,
-    [](const rk_problem&) -> size_t { return 0; },
-    [](const Call&) {},
+    direct_passes::spectrum_bytes,
+    direct_passes::prepare,
     direct_passes::run,
 };
 
