@@ -81,7 +81,7 @@ def case(channels, size, kernel_size, batch=1, format=torch.channels_last):
 
 
 @each_isa
-@pytest.mark.parametrize("points", map(int, SIZES.split()))
+@pytest.mark.parametrize("points", [int(size) for size in SIZES.split()])
 def test_every_transform_size(isa, points):
     torch.manual_seed(points)
     with native.force_isa(isa):
