@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from replknet.engine.config import ExecutionConfig, TrainConfig
+from replknet.engine.config import BatchConfig, ExecutionConfig, TrainConfig
 from replknet.engine.distributed import join_processes
 from replknet.engine.evaluate import evaluate
 from replknet.tasks.classification.classifier import load_classifier
@@ -27,6 +27,7 @@ GENTLE = Augmentation(
     mixup=0.0,
     cutmix=0.0,
 )
+SMALL = BatchConfig(total=32, max_per_process=16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class ClassificationTrainConfig(TrainConfig):
     preprocessing: Preprocessing  # no default: its crop would not follow another input size
     model: ModelConfig = field(default_factory=ModelConfig)
     augmentation: Augmentation = GENTLE
+    batch: BatchConfig = SMALL
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
 
     def build_task(self) -> ClassificationTask:

@@ -29,7 +29,7 @@ def create_state(config: TrainConfig, task: Task, processes: Processes) -> Train
         model = synchronize_batchnorm(model, processes)
     model.to(processes.device)
     if config.execution.channels_last:
-        model.to(memory_format=torch.channels_last)
+        use_channels_last(model)
     if config.execution.grad_checkpointing:
         enable_grad_checkpointing(model)
     model.train()
@@ -38,6 +38,17 @@ def create_state(config: TrainConfig, task: Task, processes: Processes) -> Train
         ema = ModelEmaV3(model, decay=config.ema.decay, use_warmup=config.ema.warmup)
     optimizer = create_optimizer(model, config.optimizer)
     return TrainState(model, ema, optimizer, grad_scaler(config.execution, processes.device))
+
+
+def use_channels_last(model: nn.Module) -> None:
+    """Store the filters of ``model`` channels last, but for those of one channel.
+
+    Depthwise filters lie in memory the same way in both formats, and DDP complains of gradients
+    whose strides differ from theirs in name.
+    """
+    for parameter in model.parameters():
+        if parameter.ndim == 4 and parameter.shape[1] > 1:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def synchronize_batchnorm(model: nn.Module, processes: Processes) -> nn.Module:
