@@ -6,6 +6,7 @@ import platform
 
 import torch
 
+from replknet.ops import native
 from replknet.ops.cost import processor_name
 
 
@@ -20,5 +21,8 @@ def describe_machine() -> dict[str, str]:
 
 
 def fma_peak_gflops(threads: int) -> float | None:
-    """Measured peak of multiply-adds, or None without the native core."""
-    return None
+    """Float32 multiply-adds that ``threads`` threads reach, two operations each.
+
+    None without the native core.
+    """
+    return None if native.why_missing() else 1e-9 * native.fma_peak(threads)

@@ -1,9 +1,11 @@
 """Depthwise convolution with large kernels: one function, several algorithms."""
 
+from replknet.ops import _binary
 from replknet.ops.algorithm import register
 from replknet.ops.arguments import problem_of
 from replknet.ops.choose import Explanation, explain, use
 from replknet.ops.depthwise import decompositions, depthwise_conv2d, depthwise_conv2d_relu
+from replknet.ops.native import NativeAlgorithm
 from replknet.ops.problem import Problem
 from replknet.ops.torch_conv import TorchConv
 from replknet.ops.torch_fft import TorchFFT
@@ -19,5 +21,7 @@ __all__ = [
     "use",
 ]
 
+register(NativeAlgorithm("direct", _binary.DIRECT))
+register(NativeAlgorithm("fft", _binary.FFT))
 register(TorchFFT())
 register(TorchConv())

@@ -1,0 +1,101 @@
+"""Print the figures that README and docs/operator.md give for the operator, beside PyTorch's.
+
+    python benchmarks/operator_claims.py
+
+Medians of interleaved runs, float32, "x" is the speedup over PyTorch's faster memory format.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+
+import torch
+
+from replknet.analysis.benchmark_op import interleave
+from replknet.analysis.machine import describe_machine, fma_peak_gflops
+from replknet.analysis.op_engines import Case, engines
+
+LAYERS = [(128, 56, 31), (256, 28, 29), (512, 14, 27), (1024, 7, 13)]
+ROUNDS, MAX_SECONDS = 9, 6.0
+
+
+def main() -> None:
+    threads = torch.get_num_threads()
+    print(", ".join(describe_machine().values()), f"{threads} threads", sep=", ")
+    peak = fma_peak_gflops(threads)
+    print("FMA peak:", "native core missing" if peak is None else f"{peak:.0f} GFLOP/s")
+    for batch, train in ((1, False), (8, True)):
+        print(f"\n{'forward + backward' if train else 'forward'}, batch {batch}, channels_last")
+        for channels, size, kernel_size in LAYERS:
+            case = Case(batch, channels, (size, size), (kernel_size, kernel_size))
+            print(f"  {case}: {compare(case, train, 'replknet channels_last')}")
+    print("\nforward, batch 1, NCHW, against PyTorch NCHW")
+    case = Case(1, 128, (56, 56), (31, 31))
+    print(f"  {case}: {compare(case, False, 'replknet nchw', ['pytorch nchw'])}")
+    print("\nforward, a large map, channels_last")
+    case = Case(1, 128, (200, 320), (31, 31))
+    print(f"  {case}: {compare(case, False, 'replknet channels_last')}")
+    kernels()
+    scaling(threads)
+
+
+def compare(
+    case: Case,
+    train: bool,
+    ours: str,
+    rivals: list[str] = ["pytorch nchw", "pytorch channels_last"],  # noqa: B006 (read only)
+) -> str:
+    known = engines()
+    calls = {}
+    for name in (*rivals, ours):
+        prepare = known[name].train if train else known[name].forward
+        assert prepare is not None
+        calls[name] = prepare(case)
+    times = {name: median(t) for name, t in interleave(calls, ROUNDS, MAX_SECONDS).items()}
+    best = min(times[name] for name in rivals)
+    listed = ", ".join(f"{name} {1e3 * seconds:.3f} ms" for name, seconds in times.items())
+    return f"{best / times[ours]:.1f}x ({listed})"
+
+
+def kernels() -> None:
+    """What a large kernel costs beside a small one."""
+    known = engines()
+    calls = {
+        k: known["replknet channels_last"].forward(Case(1, 128, (56, 56), (k, k)))
+        for k in (3, 5, 7, 13, 31)
+    }
+    rivals = {
+        name: known[name].forward(Case(1, 128, (56, 56), (5, 5)))
+        for name in ("pytorch nchw", "pytorch channels_last")
+    }
+    times = {
+        name: median(samples)
+        for name, samples in interleave({**calls, **rivals}, ROUNDS).items()  # type: ignore[arg-type]
+    }
+    print("\n31x31 on 128x56x56, batch 1, against smaller kernels")
+    for k in calls:
+        print(f"  {k}x{k}: {1e3 * times[k]:.3f} ms, 31x31 costs {times[31] / times[k]:.2f} of it")
+    best = min(times[name] for name in rivals)
+    print(f"  PyTorch's best 5x5: {1e3 * best:.3f} ms, 31x31 costs {times[31] / best:.2f} of it")
+
+
+def scaling(threads: int) -> None:
+    """One thread against all of them."""
+    print(f"\n{threads} threads over one thread, forward, batch 1, channels_last")
+    for channels, size, kernel_size in LAYERS:
+        case = Case(1, channels, (size, size), (kernel_size, kernel_size))
+        call = engines()["replknet channels_last"].forward(case)
+
+        def with_threads(number: int, call=call):
+            def run():
+                torch.set_num_threads(number)
+                call()
+
+            return run
+
+        samples = interleave({"one": with_threads(1), "all": with_threads(threads)}, ROUNDS)
+        print(f"  {case}: {median(samples['one']) / median(samples['all']):.2f}x")
+
+
+if __name__ == "__main__":
+    main()
