@@ -1,0 +1,268 @@
+// Checks the native core against sums in double: random problems, every pass, layout, dtype and instruction set.
+//
+// Tensors are allocated to the byte and off alignment, so that a build with AddressSanitizer sees every stray access.
+// Usage: check_core [problems] [seed]
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "replknet_core.h"
+
+namespace {
+
+std::mt19937 rng;
+
+int pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(rng); }
+template <class T>
+T pick(std::initializer_list<T> values) {
+    return values.begin()[pick(0, int(values.size()) - 1)];
+}
+
+uint16_t to_bf16(double value) {
+    const float f = float(value);
+    uint32_t bits;
+    std::memcpy(&bits, &f, 4);
+    return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+double from_bf16(uint16_t half) {
+    const uint32_t bits = uint32_t(half) << 16;
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+}
+
+double from_f16(uint16_t half) {
+    const int exponent = half >> 10 & 31, mantissa = half & 1023;
+    const double magnitude = exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
+    return half & 0x8000 ? -magnitude : magnitude;
+}
+
+uint16_t to_f16(double value) {
+    int exponent;
+    std::frexp(value, &exponent);
+    const double unit = std::ldexp(1, std::max(exponent, -13) - 11);
+    const double rounded = std::abs(std::nearbyint(value / unit) * unit);
+    const uint16_t sign = value < 0 ? 0x8000 : 0;
+    if (rounded < std::ldexp(1, -14)) return uint16_t(sign | int(rounded * 16777216));
+    std::frexp(rounded, &exponent);
+    return uint16_t(sign | (exponent + 14) << 10 | (int(std::ldexp(rounded, 11 - exponent)) & 1023));
+}
+
+// An (n, c, h, w) tensor of one of the dtypes, in a buffer of exactly its size, one element off alignment.
+struct Tensor {
+    int64_t n, c, h, w, stride[4];
+    int dtype;
+    std::vector<double> values;  // n, c, h, w contiguous
+    char* memory;
+    size_t bytes;
+
+    Tensor(int64_t n, int64_t c, int64_t h, int64_t w, int dtype, int layout) : n(n), c(c), h(h), w(w), dtype(dtype) {
+        const int64_t nchw[4] = {c * h * w, h * w, w, 1}, nhwc[4] = {h * w * c, 1, w * c, c};
+        const int64_t spread[4] = {c * h * w * 2, h * w * 2, w * 2, 2};
+        const int64_t* chosen = layout == 0 ? nchw : layout == 1 ? nhwc : spread;
+        std::copy(chosen, chosen + 4, stride);
+        values.resize(size_t(n * c * h * w));
+        bytes = values.empty() ? 0 : size_t(offset(n - 1, c - 1, h - 1, w - 1) + 1) * size();
+        memory = static_cast<char*>(std::malloc(bytes + size()));
+        std::memset(memory, 0xff, bytes + size());  // NaN
+    }
+    Tensor(const Tensor&) = delete;
+    ~Tensor() { std::free(memory); }
+
+    size_t size() const { return dtype == RK_F32 ? 4 : 2; }
+    void* data() const { return memory + size(); }
+    int64_t offset(int64_t i, int64_t j, int64_t k, int64_t l) const {
+        return i * stride[0] + j * stride[1] + k * stride[2] + l * stride[3];
+    }
+    double& at(int64_t i, int64_t j, int64_t k, int64_t l) { return values[size_t(((i * c + j) * h + k) * w + l)]; }
+
+    template <class F>
+    void each(F f) {
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < c; j++)
+                for (int64_t k = 0; k < h; k++)
+                    for (int64_t l = 0; l < w; l++)
+                        f(at(i, j, k, l), static_cast<char*>(data()) + size_t(offset(i, j, k, l)) * size());
+    }
+
+    void randomize() {
+        std::uniform_real_distribution<double> uniform(-1, 1);
+        each([&](double& value, char* p) {
+            value = uniform(rng);
+            if (dtype == RK_F32) {
+                const float f = float(value);
+                std::memcpy(p, &f, 4);
+            } else {
+                const uint16_t half = dtype == RK_BF16 ? to_bf16(value) : to_f16(value);
+                std::memcpy(p, &half, 2);
+            }
+            value = stored(p);
+        });
+    }
+
+    double stored(const char* p) const {
+        if (dtype == RK_F32) {
+            float f;
+            std::memcpy(&f, p, 4);
+            return f;
+        }
+        uint16_t half;
+        std::memcpy(&half, p, 2);
+        return dtype == RK_BF16 ? from_bf16(half) : from_f16(half);
+    }
+
+    // Largest difference between memory and values, over the largest value.
+    double error() {
+        double largest = 0, worst = 0;
+        each([&](double& value, char* p) {
+            const double difference = std::abs(stored(p) - value);
+            largest = std::max(largest, std::abs(value));
+            worst = difference <= worst ? worst : difference;  // takes NaN
+            if (std::isnan(difference)) worst = 1e30;
+        });
+        return largest > 0 ? worst / largest : worst;
+    }
+};
+
+struct Axis {
+    int64_t in, out, kernel, stride, dilation, pad;
+};
+
+Axis random_axis() {
+    Axis a;
+    do {
+        a.in = pick({pick(1, 9), pick(1, 40)});
+        a.kernel = pick({1, 2, 3, 4, 5, 7, 8, 9, 13, 31});
+        a.stride = pick({1, 1, 1, 2, 3});
+        a.dilation = a.stride > 1 ? 1 : pick({1, 1, 1, 2, 3});
+        a.pad = pick({a.kernel / 2, a.kernel / 2, int64_t(0), a.kernel - 1, a.kernel + 1});
+        const int64_t after = pick({a.pad, a.pad, int64_t(0), a.kernel / 2});
+        a.out = a.in + a.pad + after - a.dilation * (a.kernel - 1) - 1;
+        a.out = a.out < 0 ? 0 : a.out / a.stride + 1;
+    } while (a.out < 1);
+    return a;
+}
+
+template <class F>
+void each_tap(const Axis& a, int64_t out, F f) {
+    for (int64_t tap = 0; tap < a.kernel; tap++) {
+        const int64_t in = out * a.stride + tap * a.dilation - a.pad;
+        if (in >= 0 && in < a.in) f(tap, in);
+    }
+}
+
+// f(n, c, input row, input column, output row, output column, tap row, tap column) for every product.
+template <class F>
+void each_product(const Axis& h, const Axis& w, int64_t n, int64_t c, F f) {
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < c; j++)
+            for (int64_t row = 0; row < h.out; row++)
+                for (int64_t col = 0; col < w.out; col++)
+                    each_tap(h, row, [&](int64_t tap_row, int64_t in_row) {
+                        each_tap(w, col, [&](int64_t tap_col, int64_t in_col) {
+                            f(i, j, in_row, in_col, row, col, tap_row, tap_col);
+                        });
+                    });
+}
+
+struct Check {
+    const char* isa;
+    int failures = 0, runs[2] = {};
+    double worst[3] = {};
+
+    void problem(int algorithm) {
+        const Axis h = random_axis(), w = random_axis();
+        const int64_t n = pick(1, 3), c = pick({pick(1, 8), pick(1, 40)});
+        const int dtype = pick({RK_F32, RK_F32, RK_BF16, RK_F16}), layout = pick(0, 2), threads = pick(1, 3);
+        Tensor input(n, c, h.in, w.in, dtype, layout), output(n, c, h.out, w.out, dtype, layout);
+        Tensor weight(1, c, h.kernel, w.kernel, RK_F32, 0), bias(1, c, 1, 1, RK_F32, 0);
+        rk_problem p = {n, c, h.in, w.in, h.out, w.out, {}, {}, int(h.kernel), int(w.kernel), int(h.stride),
+                        int(w.stride), int(h.dilation), int(w.dilation), int(h.pad), int(w.pad), pick(0, 2), algorithm,
+                        dtype, 0, threads};
+        std::copy(input.stride, input.stride + 4, p.input_stride);
+        std::copy(output.stride, output.stride + 4, p.output_stride);
+        p.relu = p.pass == RK_FORWARD && pick(0, 1);
+        const bool with_bias = p.pass == RK_FORWARD && pick(0, 1);
+        if (rk_supports(&p)) return;
+        runs[algorithm]++;
+        std::vector<char> spectrum;
+        Tensor* result;
+        int status = RK_OK;
+        float* weights = static_cast<float*>(weight.data());
+        if (p.pass == RK_FORWARD) {
+            result = &output;
+            input.randomize();
+            weight.randomize();
+            bias.randomize();
+            each_product(h, w, n, c, [&](int64_t i, int64_t j, int64_t y, int64_t x, int64_t row, int64_t col, int64_t k,
+                                         int64_t l) { output.at(i, j, row, col) += input.at(i, j, y, x) * weight.at(0, j, k, l); });
+            for (int64_t i = 0; i < n; i++)
+                for (int64_t j = 0; j < c; j++)
+                    for (int64_t k = 0; k < h.out * w.out; k++) {
+                        double& value = output.at(i, j, k / w.out, k % w.out);
+                        value += with_bias ? bias.at(0, j, 0, 0) : 0;
+                        if (p.relu) value = std::max(value, 0.0);
+                    }
+            const size_t bytes = rk_spectrum_bytes(&p);
+            void* prepared = bytes && pick(0, 1) ? std::aligned_alloc(64, (bytes + 63) / 64 * 64) : nullptr;
+            if (prepared) status = rk_prepare(&p, weights, prepared);
+            if (!status)
+                status = rk_run(&p, input.data(), prepared ? nullptr : weights, prepared,
+                                with_bias ? static_cast<float*>(bias.data()) : nullptr, output.data());
+            std::free(prepared);
+        } else if (p.pass == RK_GRAD_INPUT) {
+            result = &input;
+            output.randomize();
+            weight.randomize();
+            each_product(h, w, n, c, [&](int64_t i, int64_t j, int64_t y, int64_t x, int64_t row, int64_t col, int64_t k,
+                                         int64_t l) { input.at(i, j, y, x) += output.at(i, j, row, col) * weight.at(0, j, k, l); });
+            status = rk_run(&p, input.data(), weights, nullptr, nullptr, output.data());
+        } else {
+            result = &weight;
+            input.randomize();
+            output.randomize();
+            each_product(h, w, n, c, [&](int64_t i, int64_t j, int64_t y, int64_t x, int64_t row, int64_t col, int64_t k,
+                                         int64_t l) { weight.at(0, j, k, l) += input.at(i, j, y, x) * output.at(i, j, row, col); });
+            status = rk_run(&p, input.data(), weights, nullptr, nullptr, output.data());
+        }
+        const double rounding = result->dtype == RK_F32 ? 0 : result->dtype == RK_BF16 ? 0x1p-8 : 0x1p-11;
+        const double error = result->error(), bound = rounding + 2e-6;
+        if (!rounding) worst[p.pass] = std::max(worst[p.pass], error);
+        if (status || !(error <= bound)) {
+            failures++;
+            std::printf("%s algorithm %d pass %d: status %d, error %g > %g; n %d c %d in %dx%d kernel %dx%d stride %dx%d "
+                        "dilation %dx%d pad %d %d out %dx%d dtype %d layout %d threads %d\n",
+                        isa, algorithm, p.pass, status, error, bound, int(n), int(c), int(h.in), int(w.in), p.kernel_h,
+                        p.kernel_w, p.stride_h, p.stride_w, p.dilation_h, p.dilation_w, p.pad_top, p.pad_left,
+                        int(h.out), int(w.out), dtype, layout, threads);
+        }
+    }
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const int problems = argc > 1 ? std::atoi(argv[1]) : 200, seed = argc > 2 ? std::atoi(argv[2]) : 0;
+    std::stringstream isas(rk_available_isas());
+    int failures = 0;
+    for (std::string isa; std::getline(isas, isa, ',');) {
+        if (rk_force_isa(isa.c_str()) || isa != rk_isa()) {
+            std::printf("cannot force %s\n", isa.c_str());
+            return 1;
+        }
+        rng.seed(unsigned(seed));
+        Check check = {isa.c_str()};
+        for (int i = 0; i < problems; i++) check.problem(i % 2 ? RK_FFT : RK_DIRECT);
+        std::printf("%s: %d direct, %d fft; worst float32 error: forward %.2g, grad_input %.2g, grad_weight %.2g\n",
+                    isa.c_str(), check.runs[0], check.runs[1], check.worst[0], check.worst[1], check.worst[2]);
+        failures += check.failures + (check.runs[RK_DIRECT] < problems / 3);
+    }
+    return failures ? 1 : 0;
+}

@@ -1,0 +1,253 @@
+"""The native direct algorithm for every instruction set: sizes, tiles, layouts, types, threads."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from depthwise_oracle import oracle, relative_error
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replknet.ops import native
+from replknet.ops.algorithm import ALGORITHMS
+from replknet.ops.problem import Problem
+
+DIRECT = ALGORITHMS["direct"]
+FORWARD_TOLERANCE, WEIGHT_TOLERANCE = 5e-7, 2e-6
+
+each_isa = pytest.mark.parametrize("isa", native.isas())
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def problem_of(pass_, input, weight, padding, stride=(1, 1), dilation=(1, 1)):
+    batch, channels, height, width = input.shape
+    layout = "NHWC" if input.is_contiguous(memory_format=torch.channels_last) else "NCHW"
+    kernel_size = tuple(weight.shape[2:])
+    return Problem(
+        pass_, batch, channels, height, width,
+        kernel_size, stride, padding, dilation, input.dtype, layout, "cpu",
+    )  # fmt: skip
+
+
+def passes(input, weight, grad_output, *geometry):
+    """Output, gradient of the input, gradient of the weight."""
+    forward, grad_input, grad_weight = (
+        problem_of(pass_, input, weight, *geometry)
+        for pass_ in ("forward", "grad_input", "grad_weight")
+    )
+    return (
+        DIRECT.forward(forward, input, weight, None, False),
+        DIRECT.grad_input(grad_input, grad_output, weight),
+        DIRECT.grad_weight(grad_weight, grad_output, input),
+    )
+
+
+def lay_out(tensor, layout):
+    """The same values in memory of a layout, off alignment."""
+    if layout == "NHWC":
+        return tensor.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":  # rows, columns and channels with gaps, an odd start
+        n, c, h, w = tensor.shape
+        whole = torch.full((n, c + 1, h + 2, 2 * w + 1), torch.nan, dtype=tensor.dtype)
+        part = whole[:, 1:, 1:-1, 1::2]
+        part.copy_(tensor)
+        return part
+    return tensor
+
+
+def check(shape, kernel_size, padding, stride=(1, 1), dilation=(1, 1), layout="NCHW", scale=1):
+    input = torch.randn(shape)
+    weight = torch.randn(shape[1], 1, *kernel_size)
+    problem = problem_of("forward", input, weight, padding, stride, dilation)
+    assert DIRECT.supports(problem).ok
+    grad_output = torch.randn(shape[0], shape[1], *problem.output_size)
+    expected = oracle(input, weight, grad_output, stride, padding, dilation)
+    results = passes(
+        lay_out(input, layout), weight, lay_out(grad_output, layout), padding, stride, dilation
+    )
+    tolerances = (FORWARD_TOLERANCE, FORWARD_TOLERANCE, WEIGHT_TOLERANCE)
+    # The scale of a sum of few products of random signs is the norm of its factors.
+    floors = (weight, weight, grad_output.transpose(0, 1))
+    for result, value, tolerance, floor in zip(results, expected, tolerances, floors, strict=True):
+        assert result.shape == value.shape
+        assert relative_error(result, value, floor) <= tolerance * scale
+
+
+@each_isa
+def test_forced_instruction_set_runs(isa):
+    with native.force_isa(isa):
+        assert native.isa() == isa
+        check((1, 5, 9, 9), (3, 3), (1, 1, 1, 1))
+
+
+@each_isa
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_geometry(isa, data):
+    draw = data.draw
+    axes = []
+    for _ in "hw":
+        size, taps = draw(st.integers(1, 24)), draw(st.integers(1, 15) | st.sampled_from([31, 63]))
+        stride, dilation = draw(st.sampled_from([(1, 1), (1, 1), (2, 1), (3, 1), (1, 2), (1, 3)]))
+        low = dilation * (taps - 1) + 1 - size
+        before = draw(st.integers(0, taps + 1))
+        after = draw(st.integers(max(0, low - before), max(0, low - before) + taps))
+        axes.append((size, taps, stride, dilation, (before, after)))
+    heights, widths = axes
+    batch, channels = draw(st.integers(1, 2)), draw(st.integers(1, 33))
+    with native.force_isa(isa):
+        check(
+            (batch, channels, heights[0], widths[0]),
+            (heights[1], widths[1]),
+            (*heights[4], *widths[4]),
+            (heights[2], widths[2]),
+            (heights[3], widths[3]),
+            draw(st.sampled_from(["NCHW", "NHWC", "sliced"])),
+        )
+
+
+@each_isa
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC", "sliced"])
+def test_every_number_of_channels(isa, layout):
+    with native.force_isa(isa):
+        for channels in range(1, 34):
+            check((1, channels, 5, 6), (3, 3), (1, 1, 1, 1), layout=layout)
+
+
+@each_isa
+@pytest.mark.parametrize("width", [*range(1, 32), 57])
+def test_every_width_of_map_and_filter(isa, width):
+    with native.force_isa(isa):
+        for taps in (1, 2, 3, 4, 5, 6, 7, 8, 13, 31):
+            pad = taps // 2
+            check((1, 3, 4, width), (3, taps), (1, 1, pad, (taps - 1) // 2))
+
+
+@each_isa
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(
+    ("size", "kernel_size"),
+    [((90, 90), (9, 9)), ((3, 700), (3, 7)), ((300, 4), (31, 3)), ((70, 64), (3, 3))],
+)
+def test_tiles_of_large_maps_join(isa, layout, size, kernel_size):
+    (top, left) = (kernel_size[0] // 2, kernel_size[1] // 2)
+    with native.force_isa(isa):
+        check((2, 18, *size), kernel_size, (top, top, left, left), layout=layout)
+
+
+@pytest.mark.parametrize(("size", "taps"), [(56, 31), (28, 29), (14, 27), (7, 13)])
+def test_accuracy_at_the_shapes_of_replknet(size, taps):
+    check((1, 16, size, size), (taps, taps), (taps // 2,) * 4, layout="NHWC")
+
+
+@each_isa
+@pytest.mark.parametrize(
+    ("dtype", "half_ulp"), [(torch.bfloat16, 2.0**-8), (torch.float16, 2.0**-11)]
+)
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC", "sliced"])
+def test_half_precision_rounds_only_its_results(isa, dtype, half_ulp, layout):
+    input = torch.randn(2, 19, 9, 11).to(dtype)
+    weight = torch.randn(19, 1, 5, 5).to(dtype)
+    grad_output = torch.randn(2, 19, 9, 11).to(dtype)
+    padding = (2, 2, 2, 2)
+    expected = oracle(input, weight, grad_output, (1, 1), padding, (1, 1))
+    with native.force_isa(isa):
+        results = passes(lay_out(input, layout), weight, lay_out(grad_output, layout), padding)
+    for result, value in zip(results, expected, strict=True):
+        assert result.dtype == dtype
+        error = (result.double() - value).abs()
+        assert (error <= half_ulp * value.abs() * 1.001 + 1e-5).all()
+
+
+@each_isa
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("channels", [16, 19])
+def test_bias_and_relu(isa, layout, channels):
+    input = lay_out(torch.randn(2, channels, 8, 9), layout)
+    weight, bias = torch.randn(channels, 1, 3, 3), torch.randn(channels)
+    problem = problem_of("forward", input, weight, (1, 1, 1, 1))
+    input[0, 0, 0, 0] = torch.nan
+    with native.force_isa(isa):
+        plain = DIRECT.forward(problem, input, weight, None, False)
+        result = DIRECT.forward(problem, input, weight, bias, True)
+    expected = torch.relu(plain + bias[:, None, None])  # keeps NaN
+    assert result[0, 0, 0, 0].isnan()
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@each_isa
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("taps", [3, 13, 31])
+def test_nan_and_inf_stay_in_their_receptive_field(isa, layout, value, taps):
+    pad = taps // 2
+    input, weight = torch.randn(1, 17, 15, 18), torch.randn(17, 1, taps, taps)
+    spoiled = input.clone()
+    spoiled[0, 3, 0, 17] = value
+    reached = torch.zeros(input.shape, dtype=torch.bool)
+    reached[0, 3, : pad + 1, 17 - pad :] = True
+    if pad > 17:
+        reached[0, 3, : pad + 1] = True
+    problem = problem_of("forward", lay_out(input, layout), weight, (pad,) * 4)
+    with native.force_isa(isa):
+        clean, result = (
+            DIRECT.forward(problem, lay_out(x, layout), weight, None, False)
+            for x in (input, spoiled)
+        )
+    assert not result[reached].isfinite().any()
+    assert torch.equal(result[~reached], clean[~reached])
+
+
+@pytest.mark.parametrize("channels", [3, 40])
+@pytest.mark.parametrize("taps", [3, 7, 15])
+def test_bits_do_not_depend_on_the_run_or_the_number_of_threads(channels, taps):
+    pad = taps // 2
+    input, weight = torch.randn(3, channels, 40, 40), torch.randn(channels, 1, taps, taps)
+    grad_output = torch.randn(3, channels, 40, 40)
+    results = []
+    for count in (1, 1, 2, 5):
+        with threads(count):
+            results.append(passes(input, weight, grad_output, (pad,) * 4))
+    for other in results[1:]:
+        for first, second in zip(results[0], other, strict=True):
+            assert torch.equal(first, second)
+
+
+@each_isa
+def test_prepared_filters_give_the_same_bits(isa):
+    input, weight, bias = torch.randn(2, 20, 9, 9), torch.randn(20, 1, 5, 5), torch.randn(20)
+    problem = problem_of("forward", input, weight, (2, 2, 2, 2))
+    with native.force_isa(isa):
+        prepared = DIRECT.prepare(problem, weight)
+        result = DIRECT.forward_prepared(input, prepared, bias, False)
+        assert torch.equal(result, DIRECT.forward(problem, input, weight, bias, False))
+
+
+def test_expanded_input_is_read_in_place():
+    input = torch.randn(1, 1, 9, 9).expand(2, 7, 9, 9)
+    weight = torch.randn(7, 1, 3, 3)
+    problem = problem_of("forward", input, weight, (1, 1, 1, 1))
+    result = DIRECT.forward(problem, input, weight, None, False)
+    assert torch.equal(result, DIRECT.forward(problem, input.contiguous(), weight, None, False))
+
+
+def test_unsupported_problems_say_why():
+    input, weight = torch.randn(1, 4, 9, 9), torch.randn(4, 1, 3, 3)
+    both = problem_of("forward", input, weight, (1, 1, 1, 1), (2, 2), (2, 2))
+    assert "stride (2, 2), dilation (2, 2)" in DIRECT.supports(both).reason
+    double = problem_of("forward", input.double(), weight.double(), (1, 1, 1, 1))
+    assert "float64" in DIRECT.supports(double).reason
