@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from timm import create_model as create_timm_model
+from timm.utils.model import reparameterize_model
 from torch import nn
 from toy_networks import (
     EvenBlock,
@@ -231,6 +232,14 @@ def test_branches_of_a_converted_replknet_are_merged():
     merged = reparameterize(synchronized)
     assert count(merged, DepthwiseConv2d) == count(reparameterize(model), DepthwiseConv2d)
     assert count(merged, nn.Conv2d) < count(model, nn.Conv2d)
+    assert compare(model, merged, torch.randn(1, 3, 32, 32)).relative <= 1e-4
+
+
+@pytest.mark.parametrize("first", [fuse, reparameterize, lambda model: model])
+def test_timm_merges_in_place_too_in_any_order(first):
+    model = randomize(create_model("replknet_nano"))
+    merged = reparameterize_model(first(model))
+    assert count(merged, DepthwiseConv2d) == count(reparameterize(model), DepthwiseConv2d)
     assert compare(model, merged, torch.randn(1, 3, 32, 32)).relative <= 1e-4
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ class DepthwiseBN(nn.Sequential):
     """Depthwise convolution that keeps the input's size, without bias, then batch norm."""
 
     conv: DepthwiseConv2d
-    bn: nn.BatchNorm2d
+    bn: nn.BatchNorm2d | nn.Identity  # an identity once fused
 
     def __init__(self, channels: int, kernel_size: int) -> None:
         conv = same_depthwise(channels, kernel_size, bias=False)
@@ -23,6 +24,8 @@ class DepthwiseBN(nn.Sequential):
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias, in float64, of the equivalent convolution in eval mode."""
+        if isinstance(self.bn, nn.Identity):
+            return self.conv.weight.double(), cast("Tensor", self.conv.bias).double()
         mean, var = self.bn.running_mean, self.bn.running_var
         if mean is None or var is None:
             raise ValueError("a batch norm without running statistics cannot be folded")
