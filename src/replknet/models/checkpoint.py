@@ -120,10 +120,11 @@ def as_replknet(checkpoint: Checkpoint) -> Checkpoint:
     """The RepLKNet in a checkpoint, under the names of ``RepLKNet``.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or it lacks what every RepLKNet has.
     """
     try:
         found = translate(checkpoint.state_dict)
+        architecture(found.state_dict)
     except ValueError as error:
         raise ValueError(f"{checkpoint.report.path}: {error}") from error
     head = found.state_dict.get("head.weight")
@@ -235,10 +236,7 @@ def _hint(checkpoint: Checkpoint, model: nn.Module) -> str:
             f"the file holds the {file_form} form, the model has the {form} form; build the model "
             f"with form={file_form!r}"
         )
-    try:
-        file, ours = architecture(state), architecture(wanted)
-    except ValueError as error:
-        return str(error)
+    file, ours = architecture(state), architecture(wanted)
     different = [key for key in file if file[key] != ours[key]]
     if set(different) <= {"num_classes"} and not file["num_classes"]:
         return (

@@ -48,9 +48,7 @@ def unwrap(content: Mapping[str, Any], use_ema: bool | None = None) -> Contents:
     plain = [key for key in MODEL_KEYS if isinstance(content.get(key), Mapping)]
     if use_ema and not averaged:
         raise ValueError("there are no averaged (EMA) weights; pass use_ema=False or leave it out")
-    keys = [] if use_ema else plain
-    if use_ema is not False:
-        keys = averaged + keys
+    keys = {None: averaged + plain, True: averaged, False: plain}[use_ema]
     if not keys:
         if averaged:
             raise ValueError(
