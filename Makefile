@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench install install-dev format clean
+.PHONY: demo test check bench install install-dev format clean sanitize test-aarch64 wheel
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -33,6 +33,25 @@ test: install-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q --cov --cov-report=term
+	$(MAKE) sanitize
+
+# The native core under AddressSanitizer and UndefinedBehaviorSanitizer, against sums in double.
+sanitize: install-dev
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DREPLKNET_SANITIZE=ON -DREPLKNET_CORE_DIR=$(CURDIR)/build/sanitize
+	$(BIN)/cmake --build build/sanitize --target check_core
+	build/sanitize/check_core 400
+
+# The same checks of the NEON build. Needs Debian's g++-aarch64-linux-gnu and qemu-user-static.
+test-aarch64: install-dev
+	$(BIN)/cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+		-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DREPLKNET_CORE_DIR=$(CURDIR)/build/aarch64
+	$(BIN)/cmake --build build/aarch64 --target check_core
+	qemu-aarch64-static -L /usr/aarch64-linux-gnu build/aarch64/check_core 400
+
+wheel: install-dev
+	$(BIN)/pip wheel --no-deps --wheel-dir dist .
 
 bench: install-dev
 	$(BIN)/replknet benchmark op
