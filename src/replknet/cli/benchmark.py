@@ -1,4 +1,4 @@
-"""``replknet benchmark``: time one convolution against other engines; calibrate the choice."""
+"""``replknet benchmark``: time convolutions and networks against other engines; calibrate."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from replknet.analysis.benchmark_op import (
 from replknet.analysis.benchmark_op_plot import plot
 from replknet.analysis.calibrate import calibrate
 from replknet.analysis.machine import describe_machine, fma_peak_gflops
+from replknet.cli import benchmark_model
 from replknet.cli.typed import instantiate
 from replknet.ops.cost import calibration_file
 
@@ -55,6 +56,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     op.add_argument("--plot", metavar="FILE", help="draw the times, as .svg or .png")
     op.add_argument("--json", action="store_true", help="print JSON instead of tables")
     subcommands.add_subcommand("op", op, help=op.description)
+    model = benchmark_model.build_parser()
+    subcommands.add_subcommand("model", model, help=model.description)
 
 
 def run(arguments: Namespace) -> int:
@@ -68,8 +71,10 @@ def run(arguments: Namespace) -> int:
         print(f"wrote {path}")
     if arguments.what == "op":
         return _run_op(arguments.op, console)
+    if arguments.what == "model":
+        return benchmark_model.run(arguments.model, console)
     if not arguments.calibrate:
-        raise ValueError("nothing to do: give a subcommand (op) or --calibrate")
+        raise ValueError("nothing to do: give a subcommand (op, model) or --calibrate")
     return 0
 
 
