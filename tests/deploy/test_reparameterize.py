@@ -206,6 +206,27 @@ def test_result_can_be_pickled_and_copied():
         assert compare(merged, twin, image).difference == 0
 
 
+def test_two_sums_in_one_forward():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([_plain() for _ in range(8)])
+
+        def forward(self, x):
+            first, second, third, fourth, *last = self.layers
+            y = first(x) + second(x)
+            z = third(y.relu()) + fourth(y.relu())  # of two different tensors: not merged
+            a, b, c, d = (layer(part) for layer, part in zip(last, (x, z, x, z), strict=True))
+            return a + b + c + d - y
+
+    model = Block().double().eval()
+    merged = reparameterize(model)
+    names = [name for name, _ in merged.named_children()]
+    assert names == ["reparam_conv", "layers", "reparam_conv_1", "reparam_conv_2"]
+    assert count(merged, nn.Conv2d) == 5
+    assert compare(model, merged, torch.randn(1, 4, 9, 9).double()).relative <= 1e-12
+
+
 def test_merged_names_of_other_networks():
     merged = reparameterize(Network(ListBlock(8), RepVGGBlock(8)))
     names = {name.rpartition(".")[0] for name in merged.body.state_dict()}

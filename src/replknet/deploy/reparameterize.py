@@ -7,6 +7,7 @@ import functools
 import operator
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ def _merge_sum(region: Region, end: fx.Node) -> bool:
     if changed:
         with region.graph.inserting_before(end):
             total = functools.reduce(
-                lambda sum, term: region.graph.call_function(operator.add, (sum, term)), terms
+                lambda left, right: region.graph.call_function(operator.add, (left, right)), terms
             )
         end.replace_all_uses_with(total)
         for node in dict.fromkeys(obsolete):
@@ -174,5 +175,5 @@ def _branch_of(region: Region, value: Any) -> _Term | None:
 
 
 def _free_name(module: nn.Module) -> str:
-    names = (_MERGED_NAME + suffix for suffix in ("", *map(str, range(1, 1000))))
-    return next(name for name in names if not hasattr(module, name))
+    numbered = (f"{_MERGED_NAME}_{number}" for number in count(1))
+    return next(name for name in chain([_MERGED_NAME], numbered) if not hasattr(module, name))
