@@ -18,27 +18,11 @@ struct FftSize {
     constexpr int points() const { return outer * inner; }
 };
 
-// Sizes for which no larger one is cheaper.
 constexpr FftSize kFftSizes[] = {
-    {4, 4},  {4, 5},  {4, 6},   {5, 5},   {4, 7},   {5, 6},   {4, 8},   {5, 7},   {4, 9},  {5, 8},
-    {6, 7},  {5, 9},  {6, 8},   {7, 7},   {5, 10},  {6, 9},   {7, 8},   {6, 10},  {7, 9},  {8, 8},
-    {7, 10}, {8, 9},  {8, 10},  {9, 9},   {7, 12},  {9, 10},  {8, 12},  {10, 10}, {9, 12}, {7, 16},
-    {10, 12}, {8, 16}, {12, 12}, {10, 16}, {12, 16}, {16, 16},
+    {4, 4},   {4, 5},  {4, 6},   {5, 5},   {4, 7},   {5, 6},  {4, 8},  {5, 7},  {4, 9},   {5, 8},  {6, 7},  {5, 9},
+    {6, 8},   {7, 7},  {5, 10},  {6, 9},   {7, 8},   {6, 10}, {7, 9},  {8, 8},  {7, 10},  {8, 9},  {8, 10}, {9, 9},
+    {7, 12},  {9, 10}, {8, 12},  {10, 10}, {9, 12},  {7, 16}, {10, 12}, {8, 16}, {12, 12}, {10, 16}, {12, 16}, {16, 16},
 };
-constexpr int kFftSizeCount = sizeof kFftSizes / sizeof *kFftSizes;
-constexpr int kLargestFft = kFftSizes[kFftSizeCount - 1].points();
-
-// Vector operations of dft<radix>.
-constexpr int radix_cost(int radix) {
-    constexpr int cost[kMaxRadix + 1] = {0, 0, 4, 12, 16, 36, 36, 66, 56, 88, 92, 0, 96, 0, 0, 0, 160};
-    return cost[radix];
-}
-
-// Operations, twiddles included, and memory accesses of one transform.
-constexpr int transform_cost(FftSize size) {
-    return size.inner * radix_cost(size.outer) + size.outer * radix_cost(size.inner) +
-           4 * (size.outer - 1) * size.inner + 4 * size.points();
-}
 
 // One axis of a problem.
 struct Axis {
@@ -113,12 +97,13 @@ static bool lay_out(Axis& axis, FftSize size, bool weight_gradient) {
     return true;
 }
 
-// Cost of all tiles of one image, in vector operations.
+// Cost of all tiles of one image. A point costs about the same in every transform (moving it outweighs computing with
+// it), and more the more planes and spectra outgrow the caches.
 static double tiling_cost(const Axis& rows, const Axis& cols) {
-    const double bins = cols.size.points() / 2 + 1;
-    const double row_passes = (rows.window + rows.step) / 2.0 * (transform_cost(cols.size) + 6 * bins);
-    const double column_passes = bins * (2 * transform_cost(rows.size) + 10 * rows.size.points());
-    return double(rows.tiles * cols.tiles) * (row_passes + column_passes);
+    constexpr double kCacheBytes = 8 << 20;
+    const double height = rows.size.points(), width = cols.size.points();
+    const double bytes = width * 2 * height * kLanes * sizeof(float);
+    return double(rows.tiles * cols.tiles) * width * (rows.window + rows.step + 2 * height) * (1 + bytes / kCacheBytes);
 }
 
 struct Plan {
