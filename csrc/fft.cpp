@@ -12,7 +12,7 @@ static const Algorithm kFft = {
     },
     [](const rk_problem& p) -> size_t {
         spectral::Plan plan;
-        return spectral::make_plan(p, plan) ? spectral::workspace_floats(plan, p.threads) * sizeof(float) : 0;
+        return spectral::make_plan(p, plan) ? spectral::workspace_floats(plan) * sizeof(float) : 0;
     },
     [](const rk_problem& p) -> size_t {
         spectral::Plan plan;

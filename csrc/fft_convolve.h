@@ -48,41 +48,36 @@ static void convolve_tile(const Job& job, int64_t group, int64_t image, int64_t 
                height, width, plan.scale, load_channels(job.call.bias, output), job.problem.relu, work);
 }
 
-// Some tiles of a block of groups: those whose number, groups outermost, is in [begin, end).
-static void convolve_block(const Job& job, int64_t first, int64_t last, int64_t begin, int64_t end,
-                           const Workspace& work) {
-    const Plan& plan = job.plan;
-    const int64_t tiles = plan.images * plan.tiles, floats = plan.spectrum_floats();
-    const float* spectra = static_cast<const float*>(job.call.spectrum);
-    const bool once = !spectra && filter_used_once(plan);
-    for (int64_t group = first; group < last && !spectra && !once; group++)
-        filter_spectrum(job, group, work.spectra + (group - first) * floats, work);
-    for (int64_t tile = 0; tile < tiles; tile++)
-        for (int64_t group = first; group < last; group++) {
-            if (group * tiles + tile < begin || group * tiles + tile >= end) continue;
-            if (once) filter_rows(job, group, work);
-            const float* spectrum = spectra ? spectra + group * floats : work.spectra + (group - first) * floats;
-            convolve_tile(job, group, tile / plan.tiles, tile % plan.tiles, once ? nullptr : spectrum, work);
-        }
-}
-
-// Forward and input gradient. Each thread takes an equal share of groups x images x tiles.
+// Forward and input gradient. Each thread takes an equal share of groups x images x tiles, groups outermost.
 static void convolve(const Call& call) {
     const Job job(call);
     const Plan& plan = job.plan;
-    const int64_t tiles = plan.images * plan.tiles, block = block_groups(plan, job.problem.threads);
+    const float* prepared = static_cast<const float*>(call.spectrum);
+    const int64_t tiles = plan.images * plan.tiles, all = plan.groups * tiles;
+    const bool once = filter_used_once(plan);
 #pragma omp parallel num_threads(job.problem.threads)
     {
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        const int64_t begin = plan.groups * tiles * thread / threads;
-        const int64_t end = plan.groups * tiles * (thread + 1) / threads;
         const Workspace work = job.workspace(thread);
-        const int64_t stop = begin < end ? (end - 1) / tiles + 1 : 0;
-        for (int64_t group = begin < end ? begin / tiles : 0; group < stop; group += block)
-            convolve_block(job, group, least(group + block, stop), begin, end, work);
+        int64_t ready = -1;  // the group whose filter is in the workspace
+        for (int64_t item = all * thread / threads; item < all * (thread + 1) / threads; item++) {
+            const int64_t group = item / tiles, tile = item % tiles;
+            const float* spectrum = work.spectrum;
+            if (prepared) {
+                spectrum = prepared + group * plan.spectrum_floats();
+            } else if (once) {
+                spectrum = nullptr;
+                filter_rows(job, group, work);
+            } else if (group != ready) {
+                filter_spectrum(job, group, work.spectrum, work);
+                ready = group;
+            }
+            convolve_tile(job, group, tile / plan.tiles, tile % plan.tiles, spectrum, work);
+        }
     }
 }
 
+// Writes the spectra of all groups.
 static void prepare(const Call& call) {
     const Job job(call);
     float* spectra = static_cast<float*>(const_cast<void*>(call.spectrum));

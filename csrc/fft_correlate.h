@@ -40,45 +40,38 @@ static void gradient_taps(const Job& job, const float* sum, const Workspace& wor
 
 static void write_taps(const Plan& plan, const Image& weight, const float* taps) {
     const Axis &rows = plan.rows, &cols = plan.cols;
-    memset(weight.data, 0, weight.channels * weight.c * sizeof(float));
-    for (int64_t kh = 0; kh < weight.rows; kh++) {
-        const int64_t row = kh * rows.dilation - rows.first_tap;
-        if (row < 0 || row >= rows.taps) continue;
-        if (cols.dilation == 1) {
-            write_tile(weight, kh, cols.first_tap, 1, cols.taps, taps + row * cols.taps * kLanes, 0, Vec{}, false);
-            continue;
-        }
-        for (int64_t kw = 0; kw < weight.cols; kw++) {
-            const int64_t col = kw * cols.dilation - cols.first_tap;
-            if (col < 0 || col >= cols.taps) continue;
-            write_tile(weight, kh, kw, 1, 1, taps + (row * cols.taps + col) * kLanes, 0, Vec{}, false);
-        }
+    const bool dilated = rows.dilation > 1 || cols.dilation > 1;
+    if (dilated || rows.taps < weight.rows || cols.taps < weight.cols)  // the other taps touch no input
+        memset(weight.data, 0, weight.channels * weight.c * sizeof(float));
+    if (!dilated) {
+        write_tile(weight, rows.first_tap, cols.first_tap, rows.taps, cols.taps, taps, cols.taps * kLanes, Vec{}, false);
+        return;
     }
+    for (int64_t kh = 0; kh < weight.rows; kh++)
+        for (int64_t kw = 0; kw < weight.cols; kw++) {
+            const int64_t row = kh * rows.dilation - rows.first_tap, col = kw * cols.dilation - cols.first_tap;
+            if (row >= 0 && row < rows.taps && col >= 0 && col < cols.taps)
+                write_tile(weight, kh, kw, 1, 1, taps + (row * cols.taps + col) * kLanes, 0, Vec{}, false);
+        }
 }
 
-// All images of the groups [first, last), which one thread has to itself.
-static void correlate_block(const Job& job, int64_t first, int64_t last, const Workspace& work) {
-    const Plan& plan = job.plan;
-    const int64_t floats = plan.spectrum_floats();
-    clear(work.spectra, (last - first) * floats / kLanes);
-    for (int64_t tile = 0; tile < plan.images * plan.tiles; tile++)
-        for (int64_t group = first; group < last; group++)
-            correlate_tile(job, group, tile / plan.tiles, tile % plan.tiles, work.spectra + (group - first) * floats,
-                           work);
-    for (int64_t group = first; group < last; group++) {
-        gradient_taps(job, work.spectra + (group - first) * floats, work);
-        write_taps(plan, job.weight(group), work.other_plane.data);
-    }
+// Tiles [begin, end) of a group's images, in the memory of the other plane.
+static void correlate_tiles(const Job& job, int64_t group, int64_t begin, int64_t end, const Workspace& work) {
+    clear(work.spectrum, job.plan.spectrum_floats() / kLanes);
+    for (int64_t tile = begin; tile < end; tile++)
+        correlate_tile(job, group, tile / job.plan.tiles, tile % job.plan.tiles, work.spectrum, work);
+    gradient_taps(job, work.spectrum, work);
 }
 
 static void correlate_by_groups(const Job& job) {
-    const int64_t block = block_groups(job.plan, job.problem.threads);
 #pragma omp parallel num_threads(job.problem.threads)
     {
-        const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        const int64_t end = job.plan.groups * (thread + 1) / threads;
-        for (int64_t group = job.plan.groups * thread / threads; group < end; group += block)
-            correlate_block(job, group, least(group + block, end), job.workspace(thread));
+        const Workspace work = job.workspace(omp_get_thread_num());
+#pragma omp for schedule(static)
+        for (int group = 0; group < job.plan.groups; group++) {
+            correlate_tiles(job, group, 0, job.plan.images * job.plan.tiles, work);
+            write_taps(job.plan, job.weight(group), work.other_plane.data);
+        }
     }
 }
 
@@ -91,11 +84,7 @@ static void correlate_by_images(const Job& job, int64_t chunks) {
 #pragma omp for schedule(static)
         for (int64_t part = 0; part < plan.groups * chunks; part++) {
             const int64_t group = part / chunks, chunk = part % chunks;
-            const Workspace work = job.workspace(part);
-            clear(work.spectra, plan.spectrum_floats() / kLanes);
-            for (int64_t tile = tiles * chunk / chunks; tile < tiles * (chunk + 1) / chunks; tile++)
-                correlate_tile(job, group, tile / plan.tiles, tile % plan.tiles, work.spectra, work);
-            gradient_taps(job, work.spectra, work);
+            correlate_tiles(job, group, tiles * chunk / chunks, tiles * (chunk + 1) / chunks, job.workspace(part));
         }
 #pragma omp for schedule(static)
         for (int group = 0; group < plan.groups; group++) {

@@ -8,23 +8,14 @@
 
 namespace RK_ISA::spectral {
 
-// A thread goes through the images for several groups at a time, as many as the spectra allow: neighbouring groups
-// share the pages, and where channels are adjacent in memory the lines, of a tensor that exceeds the caches.
-constexpr int64_t kSpectraFloats = 1 << 20;
-
-static int64_t block_groups(const Plan& plan, int threads) {
-    const int64_t own = (plan.groups + threads - 1) / threads;
-    return most(1, least(own, kSpectraFloats / plan.spectrum_floats()));
-}
-
 // A filter used once is multiplied column by column and never stored as a spectrum.
 static bool filter_used_once(const Plan& plan) { return plan.images * plan.tiles == 1; }
 
-// Working memory of one thread: two planes, the spectra of a block of groups (4 MiB, or a single one that is larger),
-// and less than 256 KiB of lines and scratch.
-static int64_t workspace_floats(const Plan& plan, int threads) {
-    const int64_t lines = 2 * most(plan.cols.window, plan.cols.step) * kLanes;
-    return 2 * plan.plane_floats() + block_groups(plan, threads) * plan.spectrum_floats() + 2 * kScratchFloats + lines;
+// Working memory of one thread: two planes, one spectrum, and less than 128 KiB of lines and scratch.
+static int64_t line_floats(const Plan& plan) { return 2 * most(plan.cols.window, plan.cols.step) * kLanes; }
+
+static int64_t workspace_floats(const Plan& plan) {
+    return 2 * plan.plane_floats() + plan.spectrum_floats() + 2 * kScratchFloats + line_floats(plan);
 }
 
 static Workspace divide(const Plan& plan, char* memory) {
@@ -39,8 +30,8 @@ static Workspace divide(const Plan& plan, char* memory) {
     work.other_plane = {take(plan.plane_floats()), plan.pitch()};
     work.scratch = take(kScratchFloats);
     work.other_scratch = take(kScratchFloats);
-    work.lines = take(2 * most(plan.cols.window, plan.cols.step) * kLanes);
-    work.spectra = next;
+    work.spectrum = take(plan.spectrum_floats());
+    work.lines = take(line_floats(plan));
     return work;
 }
 

@@ -24,7 +24,7 @@ struct Plane {
 // Working memory of one thread.
 struct Workspace {
     Plane plane, other_plane;
-    float *spectra, *lines, *scratch, *other_scratch;
+    float *spectrum, *lines, *scratch, *other_scratch;
 };
 
 static RK_INLINE bool lanes_in_memory(const Image& image) {
@@ -66,16 +66,13 @@ static void read_kernel(const Plan& plan, const Image& weight, float* buffer, fl
         return;
     }
     clear(buffer, rows.taps * cols.taps);
-    for (int64_t kh = 0; kh < weight.rows; kh++) {
-        const int64_t row = kh * rows.dilation - rows.first_tap;
-        if (row < 0 || row >= rows.taps) continue;
+    for (int64_t kh = 0; kh < weight.rows; kh++)
         for (int64_t kw = 0; kw < weight.cols; kw++) {
-            const int64_t col = kw * cols.dilation - cols.first_tap;
-            if (col < 0 || col >= cols.taps) continue;
+            const int64_t row = kh * rows.dilation - rows.first_tap, col = kw * cols.dilation - cols.first_tap;
+            if (row < 0 || row >= rows.taps || col < 0 || col >= cols.taps) continue;
             read_tile(weight, kh, kw, 1, 1, line, kLanes);
             store(buffer + (row * cols.taps + col) * kLanes, load(line));
         }
-    }
 }
 
 // Transforms the rows of a kernel read by read_kernel.
