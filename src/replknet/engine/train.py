@@ -185,6 +185,7 @@ class Training:
         """Evaluate after ``epoch`` epochs if it is time to, and save; False if stopped."""
         state, run = self.state, self.config.run
         last = epoch == self.config.schedule.epochs
+        metrics: dict[str, Any] = {}
         if run.eval_every and (epoch % run.eval_every == 0 or last):
             try:
                 metrics = evaluate(
@@ -202,7 +203,7 @@ class Training:
             if self.log is not None:
                 self.log.write({"step": state.step, "epoch": epoch, "evaluation": metrics})
         state.finished_epochs = epoch
-        self.save()
+        self.save(metrics)
         return True
 
     def keep_best(self, epoch: int, metrics: dict[str, Any]) -> None:
@@ -210,7 +211,7 @@ class Training:
         name, best = self.task.primary_metric, self.state.best
         if best is None or metrics[name] > best["value"]:
             best = self.state.best = {"epoch": epoch, "metric": name, "value": metrics[name]}
-            self.save_model("best")
+            self.save_model("best", metrics)
         self.line.print(
             f"epoch {epoch}: {name} {metrics[name]:.4f}  "
             f"(best {best['value']:.4f}, epoch {best['epoch']})"
@@ -238,20 +239,19 @@ class Training:
             run.checkpoint_steps is not None and self.state.step % run.checkpoint_steps == 0
         )
 
-    def save(self) -> None:
-        """Write the last model and, after it, the state to continue from."""
+    def save(self, metrics: dict[str, Any] | None = None) -> None:
+        """Write the last model, with its metrics if it has some, and the state to continue from."""
         self.saved_at = time.monotonic()
         if self.log is None:
             return
-        self.save_model("last")
+        self.save_model("last", metrics or {})
         state = {**self.state.state_dict(), "metrics_size": self.log.sync()}
         save_state(self.directory.checkpoints, state)
 
-    def save_model(self, name: str) -> None:
+    def save_model(self, name: str, metrics: dict[str, Any]) -> None:
         """Write the evaluated weights as a model file, usable without the run."""
         if not self.processes.main:
             return
-        metrics = self.state.evaluation or {}
         figures = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
         metadata = self.task.metadata() | {"metrics": figures, "step": self.state.step}
         path = self.directory.checkpoints / f"{name}.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -258,4 +259,15 @@ def _data_loader(
         persistent_workers=keep and options.workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own, so that an epoch draws nothing from the global one
+        worker_init_fn=_ignore_stop_signals,
     )
+
+
+def _ignore_stop_signals(_: int) -> None:
+    """Leave it to the training process when to stop.
+
+    Launchers send a signal to all processes; a worker that dies of it makes the DataLoader raise
+    in the training process, at any point, even while that writes its last checkpoint.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
