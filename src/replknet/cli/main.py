@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": "measure a checkpoint on the validation images of a data set",
     "predict": "name the classes of images, with any checkpoint",
     "convert": "write a weights file in another format or form",
+    "export": "write a checkpoint for ONNX Runtime, OpenVINO or torch.export, verified there",
     "report": "make an HTML page of a training run",
     "benchmark": "time the convolution beside other engines; calibrate its choice of algorithm",
     "models": "list the model variants with parameters, FLOPs, source and licence",

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from replknet.engine.distributed import choose_device
-from replknet.tasks.classification.classifier import load_classifier
+from replknet.export.classifier import ENGINES, load_exported
+from replknet.tasks.classification.classifier import Classifier, load_classifier
 from replknet.tasks.classification.decoding import decode_image
 from replknet.tasks.classification.overlay import draw_prediction
 from replknet.tasks.classification.predict import Prediction, find_images, predict
@@ -22,7 +23,9 @@ from replknet.tasks.classification.predict import Prediction, find_images, predi
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options of the command."""
-    parser.add_argument("checkpoint", help="our own file, or a published .pth")
+    parser.add_argument(
+        "checkpoint", help="our own file, or a published .pth; with --engine an exported file"
+    )
     parser.add_argument(
         "sources", nargs="+", help="images, folders, glob patterns; - reads paths from stdin"
     )
@@ -35,6 +38,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:N (default: a GPU if there is one)"
     )
+    parser.add_argument(
+        "--engine",
+        choices=list(ENGINES),
+        help="run a file written by replknet export in this engine, on the CPU",
+    )
     parser.add_argument("--overlays", metavar="DIR", help="write images with their classes here")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     parser.add_argument("--output", metavar="FILE", help="write JSON to a file")
@@ -42,12 +50,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Predict and report; 1 if some image could not be read."""
-    classifier = load_classifier(
-        arguments.checkpoint,
-        model=arguments.model,
-        input_size=arguments.input_size,
-        device=choose_device(arguments.device, local_rank=0),
-    )
+    classifier = _load(arguments)
     sources = find_images(arguments.sources, sys.stdin)
     predictions = predict(
         classifier, sources, top_k=arguments.top_k, batch_size=arguments.batch_size
@@ -58,6 +61,19 @@ def run(arguments: Namespace) -> int:
         with open(arguments.output, "w", encoding="utf-8") as file:
             return _write_json(predictions, file)
     return _write_json(predictions, sys.stdout) if arguments.json else _print_lines(predictions)
+
+
+def _load(arguments: Namespace) -> Classifier:
+    path, input_size = arguments.checkpoint, arguments.input_size
+    if arguments.engine is None:
+        device = choose_device(arguments.device, local_rank=0)
+        return load_classifier(path, model=arguments.model, input_size=input_size, device=device)
+    if arguments.model is not None or arguments.device not in ("auto", "cpu"):
+        raise ValueError(
+            "--model and --device are for checkpoints: a file for --engine says what it holds, "
+            "and runs on the CPU"
+        )
+    return load_exported(path, arguments.engine, input_size=input_size)
 
 
 def _with_overlays(predictions: Iterable[Prediction], folder: Path) -> Iterator[Prediction]:

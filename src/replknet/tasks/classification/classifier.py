@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -35,6 +35,19 @@ def load_classifier(
 ) -> Classifier:
     """Load a classifier for inference: optimized on the CPU, merged and folded elsewhere.
 
+    Arguments and errors are those of ``read_classifier``.
+    """
+    stored = read_classifier(checkpoint, model=model, input_size=input_size)
+    device = torch.device(device)
+    prepare = optimize if device.type == "cpu" else lambda model: fuse(reparameterize(model))
+    return replace(stored, model=prepare(stored.model).to(device), device=device)
+
+
+def read_classifier(
+    checkpoint: str | Path, *, model: str | None = None, input_size: int | None = None
+) -> Classifier:
+    """Read a classifier in the form in which it is stored, on the CPU.
+
     Our own files say everything. Of a published one, ``model`` names the variant with its tag
     ("replknet_31b.in1k_384"); left out, it follows from the file's name, or else from the shapes
     of its weights with the preprocessing of 224 pixels. Its classes are called by ImageNet's names
@@ -50,6 +63,4 @@ def load_classifier(
     if input_size is not None:
         preprocessing = preprocessing.resized(input_size)
     names = tuple(metadata.get("class_names") or names_by_count(cast(int, network.num_classes)))
-    device = torch.device(device)
-    prepare = optimize if device.type == "cpu" else lambda model: fuse(reparameterize(model))
-    return Classifier(prepare(network).to(device), preprocessing, names, device)
+    return Classifier(network, preprocessing, names, torch.device("cpu"))

@@ -1,0 +1,225 @@
+"""From a network, or a checkpoint, to a verified file for other engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from replknet.export.formats import FORMATS, Format
+from replknet.export.program import plain, trace
+from replknet.export.verification import Check, VerificationError, sample_images, verify
+from replknet.models import read_checkpoint
+from replknet.tasks.classification.classifier import Classifier, read_classifier
+from replknet.tasks.classification.decoding import decode_image
+
+TOLERANCE = 1e-4
+"""Largest difference of an output from the network's, in units of the outputs' spread."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to export to what.
+
+    Attributes:
+        checkpoint: File of any known format, in any form.
+        output: File to write.
+        format: One of ``FORMATS``.
+        model: Variant with tag of a published file, such as "replknet_31b.in1k_384".
+        input_size: Pixels; None for the checkpoint's. The file takes any size; this one is in its
+            preprocessing and is what it is verified with.
+        images: Image files to verify it with; none for some that come with the package.
+        tolerance: See ``export``.
+        overwrite: Whether an existing output may be replaced.
+    """
+
+    checkpoint: Path
+    output: Path
+    format: str
+    model: str | None = None
+    input_size: int | None = None
+    images: tuple[str, ...] = ()
+    tolerance: float = TOLERANCE
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how far its results are from the network's.
+
+    Attributes:
+        engine: Name and version of the engine in which the file was verified.
+        files: Names of the files that belong together, the one to open first.
+        size: Of all files, in bytes.
+    """
+
+    path: Path
+    format: str
+    engine: str
+    files: tuple[str, ...]
+    size: int
+    checks: tuple[Check, ...]
+
+    @property
+    def difference(self) -> float:
+        """Largest absolute difference of an output."""
+        return max(check.difference for check in self.checks)
+
+    @property
+    def relative(self) -> float:
+        """Largest difference in units of the outputs' spread."""
+        return max(check.relative for check in self.checks)
+
+    def __str__(self) -> str:
+        shapes = ", ".join("x".join(map(str, check.shape)) for check in self.checks)
+        return "\n".join(
+            [
+                str(self.path),
+                f"  format: {self.format}",
+                f"  size: {self.size / 1e6:,.1f} MB in {', '.join(self.files)}",
+                f"  verified in: {self.engine}",
+                f"  on batches of: {shapes}",
+                f"  largest difference: {self.difference:.1e} ({self.relative:.1e} of the spread)",
+            ]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        summary = {"difference": self.difference, "relative": self.relative}
+        return {**asdict(self), "path": str(self.path), **summary}
+
+
+def export_checkpoint(config: ExportConfig) -> ExportReport:
+    """Export a classifier with its class names and preprocessing; see ``export``.
+
+    Raises:
+        FileExistsError: The output exists and ``overwrite`` is False.
+        ValueError: The checkpoint is no classifier, an image cannot be read, and what ``export``
+            raises.
+    """
+    if config.output.exists() and not config.overwrite:
+        raise FileExistsError(f"{config.output} exists; overwrite it with --overwrite")
+    format_named(config.format, config.output)
+    classifier = read_classifier(
+        config.checkpoint, model=config.model, input_size=config.input_size
+    )
+    if config.images:
+        transform = classifier.preprocessing.eval_transform()
+        mode = classifier.preprocessing.image_mode
+        images = torch.stack([transform(decode_image(path, mode)) for path in config.images])
+    else:
+        images = sample_images(classifier.preprocessing)
+    stored = read_checkpoint(config.checkpoint).metadata
+    return export(
+        classifier.model,
+        config.output,
+        config.format,
+        images=images,
+        metadata={**describe(classifier), **stored, **usage(classifier)},
+        tolerance=config.tolerance,
+    )
+
+
+def describe(classifier: Classifier) -> dict[str, Any]:
+    """What a checkpoint without metadata would say of its model."""
+    network: Any = classifier.model
+    config = network.pretrained_cfg
+    name = ".".join(part for part in (config["architecture"], config.get("tag")) if part)
+    return {"model": {"name": name, "kwargs": {"num_classes": network.num_classes}}}
+
+
+def usage(classifier: Classifier) -> dict[str, Any]:
+    """What one must know to use a classifier, as our checkpoints carry it."""
+    return {
+        "task": "classification",
+        "preprocessing": classifier.preprocessing.to_dict(),
+        "class_names": list(classifier.class_names),
+    }
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    format: str,
+    *,
+    images: Tensor,
+    metadata: Mapping[str, Any] | None = None,
+    tolerance: float = TOLERANCE,
+) -> ExportReport:
+    """Write ``model``, merged and fused, to a file that stock engines run, once it is verified.
+
+    The file takes any batch and image size and holds standard operators alone. Before it gets its
+    name it is run in its engine on ``images``, at their size and at two others, beside ``model``.
+
+    Args:
+        model: Classifier or any other network from one tensor to one tensor, in any form, on the
+            CPU in float32; it is not changed.
+        path: Of the file; the suffix is the format's. A file that is there is replaced.
+        format: "onnx", "openvino" (.xml, with a .bin beside it) or "torch-export" (.pt2).
+        images: (N, C, H, W) as the model takes them, N >= 1: better real ones than noise.
+        metadata: JSON-serialisable, for whoever runs the file; see ``save_checkpoint``. Version
+            and form are added.
+        tolerance: Largest difference of an output, in units of the outputs' spread.
+
+    Raises:
+        ValueError: An argument does not fit, or a library is not installed.
+        NotImplementedError: The network cannot be exported for any batch and image size.
+        VerificationError: The file's results are not the network's; nothing is written.
+        OSError: The file cannot be written.
+    """
+    path = Path(path)
+    target = format_named(format, path)
+    target.require()
+    if images.ndim != 4 or images.dtype != torch.float32 or images.device.type != "cpu":
+        raise ValueError(
+            "images must be (N, C, H, W) of float32 on the CPU, got "
+            f"{tuple(images.shape)} of {images.dtype} on {images.device}"
+        )
+    known = {"version": version("replknet"), "form": "fused"}
+    text = json.dumps({**(metadata or {}), **known})
+    program = trace(plain(model), images)
+    # A folder beside the target is on the same disk, so that files are moved as a whole.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        draft = Path(folder, path.name)
+        target.write(program, draft, text)
+        try:
+            checks = verify(model, target.open(draft), images, tolerance)
+        except VerificationError as error:
+            raise VerificationError(
+                f"{path} was not written: in {target.engine}, {error}"
+            ) from None
+        files = sorted(Path(folder).iterdir(), key=lambda file: file != draft)
+        size = sum(file.stat().st_size for file in files)
+        _install(files, path)
+    engine = f"{target.engine} {version(target.engine)}"
+    return ExportReport(path, format, engine, tuple(file.name for file in files), size, checks)
+
+
+def format_named(format: str, path: Path) -> Format:
+    """Look up a format and see that the file's name goes with it."""
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if path.suffix != FORMATS[format].suffix:
+        raise ValueError(
+            f"files of the format {format} end in {FORMATS[format].suffix}, got {path.name}"
+        )
+    return FORMATS[format]
+
+
+def _install(files: list[Path], path: Path) -> None:
+    """Move files beside ``path``, that with its name last: it never meets another's weights."""
+    for file in files:
+        with file.open("rb+") as content:
+            os.fsync(content.fileno())
+    if len(files) > 1:
+        path.unlink(missing_ok=True)
+    for file in reversed(files):
+        os.replace(file, path.with_name(file.name))

@@ -1,0 +1,45 @@
+"""A network as a program of standard operators, for any batch and image size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from replknet.deploy import fuse, reparameterize
+from replknet.nn import DepthwiseConv2d
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """Copy of ``model``, merged and fused, whose convolutions are all PyTorch's own."""
+    network = fuse(reparameterize(model)).requires_grad_(False)
+    for layer in network.modules():
+        if isinstance(layer, DepthwiseConv2d):
+            layer.__class__ = nn.Conv2d  # type: ignore[assignment]  # its base, of the same state
+    return network
+
+
+def trace(network: nn.Module, images: Tensor) -> ExportedProgram:
+    """Program of ``network`` for inputs like ``images``, of any batch, height and width.
+
+    Raises:
+        NotImplementedError: The network's forward depends on these sizes in a way that cannot
+            be put in a program, or it returns something other than one tensor.
+    """
+    # A batch of more than one and unequal sides, so that no size looks like another or constant.
+    example = images[:1].new_zeros(2, images.shape[1], images.shape[2], images.shape[3] + 32)
+    sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    name = type(network).__name__
+    try:
+        with torch.no_grad():
+            program = torch.export.export(network, (example,), dynamic_shapes=(sizes,))
+    except Exception as error:  # whatever the network and the tracer raise
+        raise NotImplementedError(
+            f"{name} cannot be exported for any batch and image size: {error}"
+        ) from error
+    outputs = program.graph_signature.user_outputs
+    if len(outputs) != 1:
+        raise NotImplementedError(
+            f"{name} returns {len(outputs)} tensors; only networks that return one are exported"
+        )
+    return program
