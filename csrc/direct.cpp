@@ -1,6 +1,45 @@
-#include "direct.h"
+// Depthwise convolution from its definition: every pass as correlations of tiles, see direct_tile.h.
+//
+// Infinities and NaNs of the input stay within their receptive fields: products with padding are never formed.
+#include "direct_convolve.h"
+#include "direct_correlate.h"
 
 namespace RK_ISA {
+namespace direct {
+
+static bool supports(const rk_problem& p) {
+    return (p.stride_h == 1 || p.dilation_h == 1) && (p.stride_w == 1 || p.dilation_w == 1);
+}
+
+static size_t workspace_bytes(const rk_problem& p) {
+    if (p.pass == RK_GRAD_WEIGHT) return weight_workspace(weight_plan(p));
+    Call call = {};
+    call.problem = &p;
+    return tile_workspace(source(call));
+}
+
+// The "spectrum" is every group's packed filter.
+static size_t spectrum_bytes(const rk_problem& p) {
+    return group_count(p.channels) * filter_floats(p) * sizeof(float);
+}
+
+static void prepare(const Call& call) {
+    const rk_problem& p = *call.problem;
+    float* packed = static_cast<float*>(const_cast<void*>(call.spectrum));
+    for (int64_t group = 0; group < group_count(p.channels); group++)
+        read_tile(filter_image(p, call.weight, group), 0, 0, p.kernel_h, p.kernel_w, packed + group * filter_floats(p),
+                  p.kernel_w * kLanes);
+}
+
+static void run(const Call& call) { (call.problem->pass == RK_GRAD_WEIGHT ? run_weight_gradient : run_tiles)(call); }
+
+}  // namespace direct
+
+static const Algorithm kDirect = {
+    direct::supports, direct::workspace_bytes, direct::spectrum_bytes, direct::prepare, direct::run,
+};
+
 const Algorithm& direct_algorithm();
-const Algorithm& direct_algorithm() { return direct; }
+const Algorithm& direct_algorithm() { return kDirect; }
+
 }  // namespace RK_ISA
