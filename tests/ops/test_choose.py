@@ -9,7 +9,8 @@ import torch
 
 from replknet.ops import depthwise_conv2d, explain, problem_of, use
 from replknet.ops.algorithm import ALGORITHMS, Support
-from replknet.ops.choose import _cheapest, choose
+from replknet.ops.choose import _cheapest, choose, pytorch_alone_is_faster
+from replknet.ops.depthwise import _pytorch_is_faster
 from replknet.ops.torch_conv import TorchConv
 
 INPUT, WEIGHT = torch.randn(1, 8, 12, 12), torch.randn(8, 1, 7, 7)
@@ -169,3 +170,40 @@ def test_every_algorithm_answers_for_any_problem(algorithm):
         assert support.ok or support.reason
         if support.ok and problem.device == "cpu":
             assert ALGORITHMS[algorithm].cost(problem) > 0
+
+
+@pytest.fixture
+def cheap_pytorch(monkeypatch):
+    """A machine on which PyTorch is predicted to take no time."""
+    monkeypatch.setattr(TorchConv, "cost", lambda self, problem: 0.0)
+    for cache in (_cheapest, _pytorch_is_faster):
+        cache.cache_clear()
+    yield
+    monkeypatch.undo()
+    for cache in (_cheapest, _pytorch_is_faster):
+        cache.cache_clear()
+
+
+def test_what_pytorch_does_faster_goes_to_it_whole(cheap_pytorch):
+    def on_operator(input=INPUT, **options):
+        weight = WEIGHT.clone().requires_grad_()
+        output = depthwise_conv2d(input, weight, **options)
+        return "depthwise_conv2d" in output.grad_fn.name()
+
+    assert not on_operator()
+    assert not on_operator(stride=2, padding=3)
+    assert on_operator(algorithm="torch")
+    with use("torch"):
+        assert on_operator()
+    assert on_operator(padding=(3, 3, 3, 2))  # F.conv2d has no uneven padding
+    assert on_operator(INPUT[..., :3])  # where F.conv2d would compute with idle taps
+    assert on_operator(INPUT[:0])
+
+
+def test_pytorch_is_left_out_when_the_operator_is_faster():
+    """A large kernel, whose weight gradient takes PyTorch a thousand times longer."""
+    problems = [
+        problem_of(torch.zeros(1, 32, 56, 56), torch.zeros(32, 1, 31, 31), pass_=pass_)
+        for pass_ in ("forward", "grad_input", "grad_weight")
+    ]
+    assert not pytorch_alone_is_faster(problems)

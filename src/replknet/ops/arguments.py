@@ -85,20 +85,6 @@ def check_weight(weight: Tensor) -> None:
         raise ValueError(f"weight must have at least one tap, got shape {tuple(weight.shape)}")
 
 
-def check_output(problem: Problem) -> None:
-    """Refuse a kernel that reaches beyond the padded input."""
-    reach = tuple(
-        d * (k - 1) + 1 for d, k in zip(problem.dilation, problem.kernel_size, strict=True)
-    )
-    top, bottom, left, right = problem.padding
-    padded = (problem.height + top + bottom, problem.width + left + right)
-    if reach[0] > padded[0] or reach[1] > padded[1]:
-        raise ValueError(
-            f"weight reaches over {reach[0]}x{reach[1]} pixels (kernel {problem.kernel_size}, "
-            f"dilation {problem.dilation}) but the padded input has only {padded[0]}x{padded[1]}"
-        )
-
-
 def layout_of(tensor: Tensor) -> Layout:
     """Memory order of a tensor (N, C, H, W); "NCHW" when it could be read as either."""
     channels_innermost = tensor.stride(1) == 1 and tensor.shape[1] > 1
@@ -123,20 +109,59 @@ def problem_of(
     """The problem that ``depthwise_conv2d`` solves for these arguments in one pass."""
     check_tensors(input, weight, None)
     steps, holes = pair("stride", stride, 1), pair("dilation", dilation, 1)
-    kernel_size = (weight.shape[2], weight.shape[3])
+    kernel_size = weight.shape[2:]
+    return make_problem(
+        pass_,
+        input.shape,
+        kernel_size,
+        steps,
+        four_sides(padding, kernel_size, steps, holes),
+        holes,
+        input.dtype,
+        layout_of(input),
+        input.device.type,
+    )
+
+
+def make_problem(
+    pass_: Pass,
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    dtype: torch.dtype,
+    layout: Layout,
+    device: str,
+) -> Problem:
+    """A problem from sizes in their full form; refuses a kernel beyond the padded input."""
     problem = Problem(
         pass_=pass_,
-        batch=input.shape[0],
-        channels=input.shape[1],
-        height=input.shape[2],
-        width=input.shape[3],
-        kernel_size=kernel_size,
-        stride=steps,
-        padding=four_sides(padding, kernel_size, steps, holes),
-        dilation=holes,
-        dtype=input.dtype,
-        layout=layout_of(input),
-        device=input.device.type,
+        batch=input_size[0],
+        channels=input_size[1],
+        height=input_size[2],
+        width=input_size[3],
+        kernel_size=(kernel_size[0], kernel_size[1]),
+        stride=(stride[0], stride[1]),
+        padding=(padding[0], padding[1], padding[2], padding[3]),
+        dilation=(dilation[0], dilation[1]),
+        dtype=dtype,
+        layout=layout,
+        device=device,
     )
-    check_output(problem)
+    _check_output(problem)
     return problem
+
+
+def _check_output(problem: Problem) -> None:
+    """Refuse a kernel that reaches beyond the padded input."""
+    reach = tuple(
+        d * (k - 1) + 1 for d, k in zip(problem.dilation, problem.kernel_size, strict=True)
+    )
+    top, bottom, left, right = problem.padding
+    padded = (problem.height + top + bottom, problem.width + left + right)
+    if reach[0] > padded[0] or reach[1] > padded[1]:
+        raise ValueError(
+            f"weight reaches over {reach[0]}x{reach[1]} pixels (kernel {problem.kernel_size}, "
+            f"dilation {problem.dilation}) but the padded input has only {padded[0]}x{padded[1]}"
+        )

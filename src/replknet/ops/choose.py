@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -13,7 +13,10 @@ import torch
 
 from replknet.ops.algorithm import ALGORITHMS, Algorithm
 from replknet.ops.problem import Problem
+from replknet.ops.torch_conv import TorchConv
 from replknet.ops.trim import trim
+
+OPERATOR_SECONDS = 2.5e-5  # a pass through torch.library, beside the algorithm itself
 
 _in_use: ContextVar[str | None] = ContextVar("replknet_algorithm", default=None)
 
@@ -29,7 +32,7 @@ def use(algorithm: str) -> Iterator[None]:
     Raises:
         ValueError: there is no algorithm of that name.
     """
-    token = _in_use.set(_known(algorithm, "algorithm"))
+    token = _in_use.set(known_name(algorithm))
     try:
         yield
     finally:
@@ -39,14 +42,15 @@ def use(algorithm: str) -> Iterator[None]:
 def requested(algorithm: str) -> str:
     """What is asked for, by the call, else by ``use``, else by the environment; or "auto"."""
     if algorithm != "auto":
-        return _known(algorithm, "algorithm")
+        return known_name(algorithm)
     in_use = _in_use.get()
     if in_use is not None:
         return in_use
-    return _known(os.environ.get("REPLKNET_ALGORITHM", "auto"), "REPLKNET_ALGORITHM")
+    return known_name(os.environ.get("REPLKNET_ALGORITHM", "auto"), "REPLKNET_ALGORITHM")
 
 
-def _known(algorithm: str, source: str) -> str:
+def known_name(algorithm: str, source: str = "algorithm") -> str:
+    """``algorithm`` if there is one of that name, or "auto"."""
     if algorithm != "auto" and algorithm not in ALGORITHMS:
         names = ", ".join(["auto", *ALGORITHMS])
         raise ValueError(f"{source} must be one of {names}; got {algorithm!r}")
@@ -79,6 +83,20 @@ def _cheapest(problem: Problem, threads: int) -> str:
         return "torch"
     able = [algorithm for algorithm in ALGORITHMS.values() if algorithm.supports(problem).ok]
     return min(able, key=lambda algorithm: algorithm.cost(problem)).name
+
+
+def pytorch_alone_is_faster(problems: Iterable[Problem]) -> bool:
+    """Whether plain ``F.conv2d`` is predicted to run all these passes faster than the operator.
+
+    PyTorch spares the call of a Python operator, which decides for the smallest maps.
+    """
+    alone = chosen = 0.0
+    for problem in problems:
+        if trim(problem)[0] != problem:  # PyTorch computes the idle taps too
+            return False
+        alone += TorchConv(problem.layout).cost(problem)
+        chosen += choose(problem).cost(problem) + OPERATOR_SECONDS
+    return alone < chosen
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,8 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from replknet.ops import library
-from replknet.ops.algorithm import ALGORITHMS
-from replknet.ops.arguments import Padding, check_weight, four_sides, pair
+from replknet.ops.arguments import (
+    Padding,
+    check_tensors,
+    four_sides,
+    layout_of,
+    make_problem,
+    pair,
+)
+from replknet.ops.choose import known_name, pytorch_alone_is_faster, requested
+from replknet.ops.problem import Layout
 
 Size = int | tuple[int, int]
 
@@ -36,7 +46,8 @@ def depthwise_conv2d(
         padding: zeros around the map: one number, (vertical, horizontal), or (top, bottom, left,
             right); "same" keeps the map's size at stride 1, "valid" is 0.
         dilation: one or (vertical, horizontal).
-        algorithm: "auto" takes the fastest by predicted cost, for each pass; see ``explain``.
+        algorithm: "auto" takes the fastest by predicted cost, for each pass; see ``explain``. Maps
+            so small that a call costs more than the work go to ``F.conv2d`` as they are.
 
     Returns:
         (N, C, H', W') in the dtype of the arguments: float32, float64, bfloat16 or float16. The
@@ -79,19 +90,72 @@ def _call(
     relu: bool,
     algorithm: str,
 ) -> Tensor:
-    check_weight(weight)
-    if algorithm != "auto" and algorithm not in ALGORITHMS:
-        raise ValueError(
-            f"algorithm must be one of {', '.join(['auto', *ALGORITHMS])}; got {algorithm!r}"
-        )
+    known_name(algorithm)
     device = input.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         input, weight = _autocast(input, dtype), _autocast(weight, dtype)
         bias = None if bias is None else _autocast(bias, dtype)
+    check_tensors(input, weight, bias)
     steps, holes = pair("stride", stride, 1), pair("dilation", dilation, 1)
     sides = four_sides(padding, weight.shape[2:], steps, holes)
+    if not relu and algorithm == "auto" and _plain(input, weight, steps, sides, holes):
+        return F.conv2d(input, weight, bias, steps, sides[::2], holes, weight.shape[0])
     return library.forward(input, weight, bias, steps, sides, holes, relu, algorithm)
+
+
+def _plain(
+    input: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+) -> bool:
+    """Whether to leave the whole call to PyTorch; a compiled graph keeps the operator."""
+    if torch.compiler.is_compiling() or requested("auto") != "auto":
+        return False
+    grad = torch.is_grad_enabled()
+    return _pytorch_is_faster(
+        input.shape,
+        (weight.shape[2], weight.shape[3]),
+        stride,
+        padding,
+        dilation,
+        input.dtype,
+        layout_of(input),
+        input.device.type,
+        grad and input.requires_grad,
+        grad and weight.requires_grad,
+        torch.get_num_threads(),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _pytorch_is_faster(
+    input_size: tuple[int, int, int, int],
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    dtype: torch.dtype,
+    layout: Layout,
+    device: str,
+    input_gradient: bool,
+    weight_gradient: bool,
+    threads: int,
+) -> bool:
+    top, bottom, left, right = padding
+    if (top, left) != (bottom, right) or 0 in input_size or device != "cpu":
+        return False
+    forward = make_problem(
+        "forward", input_size, kernel_size, stride, padding, dilation, dtype, layout, device
+    )
+    problems = [forward]
+    if input_gradient:
+        problems.append(replace(forward, pass_="grad_input"))
+    if weight_gradient:
+        problems.append(replace(forward, pass_="grad_weight"))
+    return pytorch_alone_is_faster(problems)
 
 
 def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -18,13 +18,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from replknet.ops import passes
-from replknet.ops.arguments import (
-    check_output,
-    check_tensors,
-    layout_of,
-    memory_format,
-)
-from replknet.ops.problem import Layout, Pass, Problem
+from replknet.ops.arguments import layout_of, make_problem, memory_format
+from replknet.ops.problem import Layout
 
 
 @torch.library.custom_op("replknet::depthwise_conv2d", mutates_args=())
@@ -39,7 +34,6 @@ def forward(
     algorithm: str,
 ) -> Tensor:
     """Output (N, C, H', W') in the memory format of ``input``."""
-    check_tensors(input, weight, bias)
     problem = _problem(
         "forward",
         input.shape,
@@ -105,37 +99,8 @@ def grad_weight(
     return passes.grad_weight(problem, grad_output, input, algorithm)
 
 
-def _make_problem(
-    pass_: Pass,
-    input_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    dtype: torch.dtype,
-    layout: Layout,
-    device: str,
-) -> Problem:
-    problem = Problem(
-        pass_=pass_,
-        batch=input_size[0],
-        channels=input_size[1],
-        height=input_size[2],
-        width=input_size[3],
-        kernel_size=(kernel_size[0], kernel_size[1]),
-        stride=(stride[0], stride[1]),
-        padding=(padding[0], padding[1], padding[2], padding[3]),
-        dilation=(dilation[0], dilation[1]),
-        dtype=dtype,
-        layout=layout,
-        device=device,
-    )
-    check_output(problem)
-    return problem
-
-
 # A call costs a few microseconds less with a problem that is at hand.
-_problem = lru_cache(maxsize=4096)(_make_problem)
+_problem = lru_cache(maxsize=4096)(make_problem)
 
 
 # Shapes, for fake tensors and the meta device. Sizes may be symbolic: nothing here is cached.
@@ -143,9 +108,8 @@ _problem = lru_cache(maxsize=4096)(_make_problem)
 
 @forward.register_fake
 def _(input, weight, bias, stride, padding, dilation, relu, algorithm):
-    check_tensors(input, weight, bias)
     layout, device = layout_of(input), input.device.type
-    problem = _make_problem(
+    problem = make_problem(
         "forward",
         input.shape,
         weight.shape[2:],

@@ -28,7 +28,7 @@ def forward(
             output += bias[:, None, None]
         return output.relu_() if relu else output
     problem, taps = trim(problem)
-    weight = weight[:, :, taps.top : taps.bottom, taps.left : taps.right].contiguous()
+    weight = taps.of(weight)
     if bias is not None:
         bias = bias.contiguous()
     input = input.contiguous(memory_format=format)
@@ -43,7 +43,7 @@ def grad_input(problem: Problem, grad_output: Tensor, weight: Tensor, algorithm:
         size = (problem.batch, problem.channels, problem.height, problem.width)
         return grad_output.new_zeros(size).contiguous(memory_format=format)
     problem, taps = trim(problem)
-    weight = weight[:, :, taps.top : taps.bottom, taps.left : taps.right].contiguous()
+    weight = taps.of(weight)
     grad_output = grad_output.contiguous(memory_format=format)
     gradient = choose(problem, algorithm).grad_input(problem, grad_output, weight)
     return gradient.contiguous(memory_format=format)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -41,3 +42,11 @@ class Problem:
             (self.height + top + bottom - reach_h) // self.stride[0] + 1,
             (self.width + left + right - reach_w) // self.stride[1] + 1,
         )
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Kept, because a problem is looked up several times a call."""
+        return hash(astuple(self))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from math import sqrt
 
 import torch
@@ -71,10 +72,7 @@ class TorchConv:
 
     def _layout(self, problem: Problem) -> Layout:
         """The memory format to compute in."""
-        if self.layout is not None or problem.device != "cpu":
-            return self.layout or problem.layout
-        layouts: tuple[Layout, Layout] = ("NCHW", "NHWC")
-        return min(layouts, key=lambda layout: _cost(problem, layout))
+        return self.layout or _best_layout(problem)
 
 
 def _backward(
@@ -103,6 +101,14 @@ def _pad(problem: Problem, input: Tensor) -> tuple[Tensor, tuple[int, int]]:
     if top == bottom and left == right:
         return input, (top, left)
     return F.pad(input, (left, right, top, bottom)), (0, 0)
+
+
+@lru_cache(maxsize=4096)
+def _best_layout(problem: Problem) -> Layout:
+    if problem.device != "cpu":
+        return problem.layout
+    layouts: tuple[Layout, Layout] = ("NCHW", "NHWC")
+    return min(layouts, key=lambda layout: _cost(problem, layout))
 
 
 def _cost(problem: Problem, layout: Layout) -> float:

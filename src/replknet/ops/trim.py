@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from torch import Tensor
 
 from replknet.ops.problem import Problem
 
@@ -16,7 +19,12 @@ class Taps:
     left: int
     right: int
 
+    def of(self, weight: Tensor) -> Tensor:
+        """These taps of a weight (C, 1, Kh, Kw), contiguous."""
+        return weight[:, :, self.top : self.bottom, self.left : self.right].contiguous()
 
+
+@lru_cache(maxsize=4096)
 def trim(problem: Problem) -> tuple[Problem, Taps]:
     """The smallest problem with the same outputs, and the taps it keeps.
 
