@@ -60,13 +60,16 @@ def replace_in_sequence(sequence: nn.Sequential) -> None:
     layers = [(n, m) for n, m in sequence._modules.items() if not isinstance(m, nn.Identity)]
     for (name, layer), (following, activation) in pairwise(layers):
         kind = activation_of(activation)
+        fused: nn.Module | None = None
         if kind is not None and is_pointwise(layer):
-            sequence.set_submodule(name, PackedConv2d(layer, kind))
+            fused = PackedConv2d(layer, kind)
         elif kind == "relu" and is_depthwise(layer):
-            sequence.set_submodule(name, FrozenDepthwiseConv2d(layer, relu=True))
-        else:
-            continue
-        sequence.set_submodule(following, nn.Identity())
+            fused = FrozenDepthwiseConv2d(layer, relu=True)
+        if fused is not None:
+            sequence.set_submodule(name, fused)
+            sequence.set_submodule(following, nn.Identity())
+        elif kind == "relu" and is_convolution(layer):
+            sequence.set_submodule(following, nn.ReLU(inplace=True))
 
 
 def is_pointwise(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
