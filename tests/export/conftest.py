@@ -1,17 +1,17 @@
 import pytest
 import torch
 
-from replknet.models import create_model, save_checkpoint
-from replknet.tasks.classification import Preprocessing
+from replknet.models import create_model
 
 # Large kernels that cover the whole map, as in the published networks.
 SMALL = {"layers": (1, 1, 1), "channels": (8, 12, 16), "kernels": (9, 7, 5), "small_kernel": 3}
 
 
-def trained(**kwargs):
+@pytest.fixture(scope="session")
+def model():
     """A small network whose outputs depend on the image as those of a trained one do."""
     torch.manual_seed(0)
-    model = create_model("replknet_nano", num_classes=3, in_chans=1, **SMALL, **kwargs)
+    model = create_model("replknet_nano", num_classes=3, in_chans=1, **SMALL)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             sign = torch.where(torch.rand_like(module.weight) < 0.3, -1.0, 1.0)
@@ -23,28 +23,5 @@ def trained(**kwargs):
 
 
 @pytest.fixture(scope="session")
-def model():
-    return trained()
-
-
-@pytest.fixture(scope="session")
 def images():
     return torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(scope="session")
-def checkpoint(model, tmp_path_factory):
-    """A training-form file with class names, preprocessing and a metric."""
-    path = tmp_path_factory.mktemp("trained") / "best.safetensors"
-    metadata = {
-        "task": "classification",
-        "model": {
-            "name": "replknet_nano",
-            "kwargs": {"num_classes": 3, "in_chans": 1, **SMALL},
-        },
-        "preprocessing": Preprocessing(28, (0.3,), (0.4,), crop_pct=1.0).to_dict(),
-        "class_names": ["ant", "bée", "<cat>"],
-        "metrics": {"top1": 90.0},
-    }
-    save_checkpoint(path, model, metadata)
-    return path

@@ -107,7 +107,7 @@ def export_checkpoint(config: ExportConfig) -> ExportReport:
     """
     if config.output.exists() and not config.overwrite:
         raise FileExistsError(f"{config.output} exists; overwrite it with --overwrite")
-    format_named(config.format, config.output)
+    format_for(config.format, config.output)
     classifier = read_classifier(
         config.checkpoint, model=config.model, input_size=config.input_size
     )
@@ -173,11 +173,10 @@ def export(
         ValueError: An argument does not fit, or a library is not installed.
         NotImplementedError: The network cannot be exported for any batch and image size.
         VerificationError: The file's results are not the network's; nothing is written.
-        OSError: The file cannot be written.
+        OSError: The file cannot be written, or there is no such folder.
     """
     path = Path(path)
-    target = format_named(format, path)
-    target.require()
+    target = format_for(format, path)
     if images.ndim != 4 or images.dtype != torch.float32 or images.device.type != "cpu":
         raise ValueError(
             "images must be (N, C, H, W) of float32 on the CPU, got "
@@ -203,15 +202,17 @@ def export(
     return ExportReport(path, format, engine, tuple(file.name for file in files), size, checks)
 
 
-def format_named(format: str, path: Path) -> Format:
-    """Look up a format and see that the file's name goes with it."""
+def format_for(format: str, path: Path) -> Format:
+    """Look up a format, and see that it can be written to ``path`` here."""
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    if path.suffix != FORMATS[format].suffix:
-        raise ValueError(
-            f"files of the format {format} end in {FORMATS[format].suffix}, got {path.name}"
-        )
-    return FORMATS[format]
+    target = FORMATS[format]
+    if path.suffix != target.suffix:
+        raise ValueError(f"files of the format {format} end in {target.suffix}, got {path.name}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
+    target.require()
+    return target
 
 
 def _install(files: list[Path], path: Path) -> None:

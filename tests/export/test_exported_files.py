@@ -1,3 +1,4 @@
+import copy
 import json
 
 import onnx
@@ -5,7 +6,6 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from conftest import trained
 from torch import nn
 
 from replknet.deploy import fuse, reparameterize
@@ -37,7 +37,7 @@ def exported(request, model, images, folder):
 
 def test_the_file_computes_the_network_in_any_engine(exported, model):
     """Straight through the engines' own interfaces, against the unfused network in float64."""
-    path, reference = exported.path, trained().double()
+    path, reference = exported.path, copy.deepcopy(model).double()
     runs = {
         "onnx": lambda: onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]),
         "openvino": lambda: openvino.Core().compile_model(
@@ -173,6 +173,8 @@ def test_mistakes_of_the_caller(model, images, tmp_path, monkeypatch):
         ValueError, match=r"float32 on the CPU, got \(3, 1, 28, 28\) of torch.float64"
     ):
         export(model, tmp_path / "m.onnx", "onnx", images=images.double())
+    with pytest.raises(FileNotFoundError, match=r"no folder .*gone to write m\.onnx into"):
+        export(model, tmp_path / "gone" / "m.onnx", "onnx", images=images)
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs openvino: pip install 'replknet\[export\]'"):
         export(model, tmp_path / "m.xml", "openvino", images=images)
