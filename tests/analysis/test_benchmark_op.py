@@ -107,3 +107,11 @@ def test_calibration_measures_every_curve(monkeypatch, tmp_path):
         assert np.min(curve.channel) > 0
     table.save(tmp_path / "cost.json")
     assert CostTable.parse((tmp_path / "cost.json").read_text()) == table
+
+
+def test_calibration_extrapolates_what_takes_too_long(monkeypatch):
+    monkeypatch.setattr(calibrate, "KERNEL_SIZES", [3, 6])
+    monkeypatch.setattr(calibrate, "MAP_SIZES", [4, 8])
+    monkeypatch.setattr(calibrate, "SLOW_SECONDS", 0.0)
+    for curve in calibrate.calibrate().curves.values():
+        np.testing.assert_allclose(curve.plane[1], 4 * np.array(curve.plane[0]), rtol=0.02)

@@ -19,8 +19,9 @@ KERNEL_SIZES = [1, 3, 5, 7, 9, 11, 13, 17, 21, 31, 51]
 MAP_SIZES = [4, 7, 14, 28, 56, 112]
 PASSES: tuple[Pass, ...] = ("forward", "grad_input", "grad_weight")
 LAYOUTS: tuple[Layout, ...] = ("NCHW", "NHWC")
-SECONDS_PER_TIMING = 0.01
-SLOW_SECONDS = 0.1  # a call this long is timed once, and not again with a larger batch
+SECONDS_PER_TIMING = 0.005
+BATCH = 8
+SLOW_SECONDS = 0.03  # a call this long is timed once; those of larger kernels are extrapolated
 
 
 def calibrate(progress: Callable[[str], None] = lambda text: None) -> CostTable:
@@ -39,23 +40,41 @@ def calibrate(progress: Callable[[str], None] = lambda text: None) -> CostTable:
 
 
 def _curve(algorithm: Algorithm, pass_: Pass, layout: Layout) -> Curve:
-    channels = 32 * torch.get_num_threads()
     call = _seconds(algorithm, _problem(pass_, layout, 1, 8, 1, 4))
-    channel, plane = [], []
-    for kernel_size in KERNEL_SIZES:
+    rows: list[list[tuple[float, float]]] = []
+    for i, kernel_size in enumerate(KERNEL_SIZES):
         cells = []
-        for map_size in MAP_SIZES:
-            # A larger kernel would be trimmed to this one.
-            fitting = min(kernel_size, 2 * map_size - 1)
-            one = _seconds(algorithm, _problem(pass_, layout, 1, channels, fitting, map_size))
-            batch = 1 if one > SLOW_SECONDS else 8
-            many = _seconds(algorithm, _problem(pass_, layout, batch, channels, fitting, map_size))
-            per_plane = (many - one) / (channels * (batch - 1)) if batch > 1 else one / channels
-            per_plane = min(max(per_plane, 0.2 * many / (channels * batch)), one / channels)
-            cells.append((max(0.0, (one - call) / channels - per_plane), per_plane))
-        channel.append([_nanoseconds(cell[0]) for cell in cells])
-        plane.append([_nanoseconds(cell[1]) for cell in cells])
+        for j, map_size in enumerate(MAP_SIZES):
+            previous = rows[-1][j] if rows else (0.0, 0.0)
+            if previous[1] * _channels() > SLOW_SECONDS:
+                growth = (kernel_size / KERNEL_SIZES[i - 1]) ** 2
+                cells.append((previous[0], previous[1] * growth))
+            else:
+                # A kernel larger than this would be trimmed to it.
+                fitting = min(kernel_size, 2 * map_size - 1)
+                cells.append(_cell(algorithm, pass_, layout, fitting, map_size, call))
+        rows.append(cells)
+    channel, plane = ([[_nanoseconds(cell[k]) for cell in row] for row in rows] for k in (0, 1))
     return Curve(_nanoseconds(call), channel, plane)
+
+
+def _cell(
+    algorithm: Algorithm, pass_: Pass, layout: Layout, kernel_size: int, map_size: int, call: float
+) -> tuple[float, float]:
+    """Seconds for each channel, and for each channel of each image."""
+    channels = _channels()
+    one = _seconds(algorithm, _problem(pass_, layout, 1, channels, kernel_size, map_size))
+    if one > SLOW_SECONDS:
+        return 0.0, one / channels
+    many = _seconds(algorithm, _problem(pass_, layout, BATCH, channels, kernel_size, map_size))
+    slope = (many - one) / (channels * (BATCH - 1))
+    # Noise must not give all of the time to the channels.
+    per_plane = min(max(slope, 0.2 * many / (channels * BATCH)), one / channels)
+    return max(0.0, (one - call) / channels - per_plane), per_plane
+
+
+def _channels() -> int:
+    return 32 * torch.get_num_threads()
 
 
 def _nanoseconds(seconds: float) -> float:
@@ -89,7 +108,7 @@ def _seconds(algorithm: Algorithm, problem: Problem) -> float:
     if first > SLOW_SECONDS:
         return first
     times = [_timed(call)]
-    while sum(times) < SECONDS_PER_TIMING or len(times) < 5:
+    while sum(times) < SECONDS_PER_TIMING or len(times) < 3:
         times.append(_timed(call))
     return median(times)
 

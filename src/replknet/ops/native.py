@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from replknet.ops import _binary
 from replknet.ops.algorithm import Support
 from replknet.ops.arguments import memory_format
+from replknet.ops.cost import predict
 from replknet.ops.problem import Problem
 
 _PASSES = {
@@ -22,12 +23,6 @@ _PASSES = {
     "grad_weight": _binary.GRAD_WEIGHT,
 }
 _DTYPES = {torch.float32: _binary.F32, torch.bfloat16: _binary.BF16, torch.float16: _binary.F16}
-
-# Measured on one AVX2 core; only their ratios decide.
-_CALL_SECONDS = 1e-5
-_PRODUCT_SECONDS = 2.4e-11  # a multiply-add
-_PIXEL_SECONDS = 3e-10  # a value read and written
-_POINT_SECONDS = 1.2e-9  # a point of a transform
 
 
 @dataclass(frozen=True)
@@ -68,18 +63,10 @@ class NativeAlgorithm:
         return Support(True)
 
     def cost(self, problem: Problem) -> float:
-        """Predicted seconds, from counts of operations and of pixels read and written."""
-        planes = problem.batch * problem.channels
-        pixels = problem.height * problem.width
-        seconds = planes * pixels * _PIXEL_SECONDS
-        if self._code == _binary.DIRECT:
-            seconds += planes * _products(problem) * _PRODUCT_SECONDS
-        else:
-            transforms = planes + (0 if problem.pass_ == "grad_weight" else problem.channels)
-            top, bottom, left, right = problem.padding
-            points = (problem.height + max(top, bottom)) * (problem.width + max(left, right))
-            seconds += transforms * points * _POINT_SECONDS
-        return _CALL_SECONDS + seconds / torch.get_num_threads()
+        output_h, output_w = problem.output_size
+        direct = self._code == _binary.DIRECT
+        pixels = output_h * output_w if direct else problem.height * problem.width
+        return predict(self.name, problem, problem.layout, sqrt(pixels))
 
     def forward(
         self, problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool
@@ -202,27 +189,6 @@ def force_isa(name: str) -> Iterator[None]:
 def fma_peak(threads: int) -> float:
     """Float32 operations a second that ``threads`` threads reach in registers, measured now."""
     return _library().rk_fma_peak(threads)
-
-
-def _products(problem: Problem) -> int:
-    """Multiply-adds of one plane, those with padding left out."""
-    sizes = zip(
-        (problem.height, problem.width),
-        problem.output_size,
-        problem.kernel_size,
-        problem.padding[::2],
-        problem.stride,
-        problem.dilation,
-        strict=True,
-    )
-    return prod(
-        sum(
-            0 <= output * stride + tap * dilation - padding < size
-            for output in range(outputs)
-            for tap in range(taps)
-        )
-        for size, outputs, taps, padding, stride, dilation in sizes
-    )
 
 
 def _library() -> ctypes.CDLL:
