@@ -13,7 +13,11 @@ PROBLEM = problem_of(torch.zeros(2, 10, 8, 8), torch.zeros(10, 1, 4, 4))
 
 @pytest.fixture
 def table():
-    curve = Curve(call=1000.0, channel=[[1.0, 4.0], [2.0, 8.0]], plane=[[10.0, 40.0], [20.0, 80.0]])
+    curve = Curve(
+        call=[[1000.0] * 2] * 2,
+        channel=[[1.0, 4.0], [2.0, 8.0]],
+        plane=[[10.0, 40.0], [20.0, 80.0]],
+    )
     curves = {key("torch", "forward", "NCHW"): curve}
     return CostTable(torch.get_num_threads(), [2, 8], [4, 16], curves)
 

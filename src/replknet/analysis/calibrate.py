@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 from torch import Tensor
@@ -18,9 +17,10 @@ from replknet.ops.torch_conv import TorchConv
 KERNEL_SIZES = [1, 3, 5, 7, 9, 11, 13, 17, 21, 31, 51]
 MAP_SIZES = [4, 7, 14, 28, 56, 112]
 PASSES: tuple[Pass, ...] = ("forward", "grad_input", "grad_weight")
+Terms = tuple[float, float, float]
 LAYOUTS: tuple[Layout, ...] = ("NCHW", "NHWC")
 SECONDS_PER_TIMING = 0.005
-BATCH = 8
+FACTOR = 8  # between the batches and the channels that are compared
 SLOW_SECONDS = 0.03  # a call this long is timed once; those of larger kernels are extrapolated
 
 
@@ -40,37 +40,44 @@ def calibrate(progress: Callable[[str], None] = lambda text: None) -> CostTable:
 
 
 def _curve(algorithm: Algorithm, pass_: Pass, layout: Layout) -> Curve:
-    call = _seconds(algorithm, _problem(pass_, layout, 1, 8, 1, 4))
-    rows: list[list[tuple[float, float]]] = []
+    rows: list[list[Terms]] = []
     for i, kernel_size in enumerate(KERNEL_SIZES):
         cells = []
         for j, map_size in enumerate(MAP_SIZES):
-            previous = rows[-1][j] if rows else (0.0, 0.0)
-            if previous[1] * _channels() > SLOW_SECONDS:
+            previous = rows[-1][j] if rows else (0.0, 0.0, 0.0)
+            if previous[2] * _channels() > SLOW_SECONDS:
                 growth = (kernel_size / KERNEL_SIZES[i - 1]) ** 2
-                cells.append((previous[0], previous[1] * growth))
+                cells.append((previous[0], previous[1], previous[2] * growth))
             else:
                 # A kernel larger than this would be trimmed to it.
                 fitting = min(kernel_size, 2 * map_size - 1)
-                cells.append(_cell(algorithm, pass_, layout, fitting, map_size, call))
+                cells.append(_cell(algorithm, pass_, layout, fitting, map_size))
         rows.append(cells)
-    channel, plane = ([[_nanoseconds(cell[k]) for cell in row] for row in rows] for k in (0, 1))
-    return Curve(_nanoseconds(call), channel, plane)
+    call, channel, plane = (
+        [[_nanoseconds(cell[term]) for cell in row] for row in rows] for term in range(3)
+    )
+    return Curve(call, channel, plane)
 
 
 def _cell(
-    algorithm: Algorithm, pass_: Pass, layout: Layout, kernel_size: int, map_size: int, call: float
-) -> tuple[float, float]:
-    """Seconds for each channel, and for each channel of each image."""
+    algorithm: Algorithm, pass_: Pass, layout: Layout, kernel_size: int, map_size: int
+) -> Terms:
+    """Seconds of a call, for each channel, and for each channel of each image."""
     channels = _channels()
-    one = _seconds(algorithm, _problem(pass_, layout, 1, channels, kernel_size, map_size))
+
+    def seconds(batch: int, channels: int) -> float:
+        problem = _problem(pass_, layout, batch, channels, kernel_size, map_size)
+        return _seconds(algorithm, problem)
+
+    one = seconds(1, channels)
     if one > SLOW_SECONDS:
-        return 0.0, one / channels
-    many = _seconds(algorithm, _problem(pass_, layout, BATCH, channels, kernel_size, map_size))
-    slope = (many - one) / (channels * (BATCH - 1))
-    # Noise must not give all of the time to the channels.
-    per_plane = min(max(slope, 0.2 * many / (channels * BATCH)), one / channels)
-    return max(0.0, (one - call) / channels - per_plane), per_plane
+        return 0.0, 0.0, one / channels
+    deep, wide = seconds(FACTOR, channels), seconds(1, FACTOR * channels)
+    steps = (FACTOR - 1) * channels
+    # Noise must not give all of the time to the other two.
+    plane = min(max((deep - one) / steps, 0.2 * deep / (FACTOR * channels)), one / channels)
+    channel = max(0.0, (wide - one) / steps - plane)
+    return max(0.0, one - channels * (channel + plane)), channel, plane
 
 
 def _channels() -> int:
@@ -102,7 +109,7 @@ def _problem(
 
 
 def _seconds(algorithm: Algorithm, problem: Problem) -> float:
-    """Median time of one call."""
+    """Least time of one call; what disturbs it only adds."""
     call = _call(algorithm, problem)
     first = _timed(call)
     if first > SLOW_SECONDS:
@@ -110,7 +117,7 @@ def _seconds(algorithm: Algorithm, problem: Problem) -> float:
     times = [_timed(call)]
     while sum(times) < SECONDS_PER_TIMING or len(times) < 3:
         times.append(_timed(call))
-    return median(times)
+    return min(times)
 
 
 def _timed(call: Callable[[], Tensor]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ from replknet.ops.problem import Problem
 from replknet.ops.torch_conv import TorchConv
 from replknet.ops.trim import trim
 
-OPERATOR_SECONDS = 2.5e-5  # a pass through torch.library, beside the algorithm itself
+# What a pass through torch.library takes, beside the algorithm: alone, and with gradients.
+OPERATOR_SECONDS, TRAINED_OPERATOR_SECONDS = 3.5e-5, 6.5e-5
 
 _in_use: ContextVar[str | None] = ContextVar("replknet_algorithm", default=None)
 
@@ -85,17 +86,18 @@ def _cheapest(problem: Problem, threads: int) -> str:
     return min(able, key=lambda algorithm: algorithm.cost(problem)).name
 
 
-def pytorch_alone_is_faster(problems: Iterable[Problem]) -> bool:
+def pytorch_alone_is_faster(problems: Sequence[Problem]) -> bool:
     """Whether plain ``F.conv2d`` is predicted to run all these passes faster than the operator.
 
     PyTorch spares the call of a Python operator, which decides for the smallest maps.
     """
-    alone = chosen = 0.0
+    alone = 0.0
+    chosen = OPERATOR_SECONDS if len(problems) == 1 else TRAINED_OPERATOR_SECONDS * len(problems)
     for problem in problems:
         if trim(problem)[0] != problem:  # PyTorch computes the idle taps too
             return False
         alone += TorchConv(problem.layout).cost(problem)
-        chosen += choose(problem).cost(problem) + OPERATOR_SECONDS
+        chosen += choose(problem).cost(problem)
     return alone < chosen
 
 

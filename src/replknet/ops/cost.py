@@ -27,12 +27,12 @@ from replknet.ops.problem import Layout, Pass, Problem
 class Curve:
     """Times of one algorithm, pass and layout, in nanoseconds.
 
-    ``plane[i][j]`` is the time for each image and channel with the i-th kernel size and the j-th
-    map size of the table, ``channel[i][j]`` the time for each channel whatever the batch (the
-    transform of the filter), ``call`` the time of a call whatever the sizes.
+    With the i-th kernel size and the j-th map size of the table, a call takes ``call[i][j]``, and
+    ``channel[i][j]`` more for each channel (the transform of the filter), and ``plane[i][j]`` more
+    for each channel of each image.
     """
 
-    call: float
+    call: list[list[float]]
     channel: list[list[float]]
     plane: list[list[float]]
 
@@ -53,20 +53,20 @@ class CostTable:
         kernel_size = sqrt(problem.kernel_size[0] * problem.kernel_size[1])
         row, row_part = _position(self.kernel_sizes, kernel_size)
         column, column_part = _position(self.map_sizes, map_size)
-        per_plane, per_channel = (
+        call, per_channel, per_plane = (
             exp(
                 (1 - row_part) * (1 - column_part) * log(values[row][column])
                 + (1 - row_part) * column_part * log(values[row][column + 1])
                 + row_part * (1 - column_part) * log(values[row + 1][column])
                 + row_part * column_part * log(values[row + 1][column + 1])
             )
-            for values in (curve.plane, curve.channel)
+            for values in (curve.call, curve.channel, curve.plane)
         )
         beyond = max(1.0, map_size / self.map_sizes[-1]) ** 2
         scale = self.threads / torch.get_num_threads()
         planes = problem.batch * problem.channels
         variable = planes * per_plane * beyond + problem.channels * per_channel
-        return 1e-9 * (curve.call + scale * variable)
+        return 1e-9 * (call + scale * variable)
 
     def save(self, path: Path) -> None:
         """Write the table as JSON, whole or not at all."""
