@@ -7,6 +7,7 @@ Medians of interleaved runs, float32, "x" is the speedup over PyTorch's faster m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
 
 import torch
@@ -16,6 +17,7 @@ from replknet.analysis.machine import describe_machine, fma_peak_gflops
 from replknet.analysis.op_engines import Case, engines
 
 LAYERS = [(128, 56, 31), (256, 28, 29), (512, 14, 27), (1024, 7, 13)]
+PYTORCH = ("pytorch nchw", "pytorch channels_last")
 ROUNDS, MAX_SECONDS = 9, 6.0
 
 
@@ -43,7 +45,7 @@ def compare(
     case: Case,
     train: bool,
     ours: str,
-    rivals: list[str] = ["pytorch nchw", "pytorch channels_last"],  # noqa: B006 (read only)
+    rivals: Sequence[str] = PYTORCH,
 ) -> str:
     known = engines()
     calls = {}
@@ -61,22 +63,18 @@ def kernels() -> None:
     """What a large kernel costs beside a small one."""
     known = engines()
     calls = {
-        k: known["replknet channels_last"].forward(Case(1, 128, (56, 56), (k, k)))
+        f"{k}x{k}": known["replknet channels_last"].forward(Case(1, 128, (56, 56), (k, k)))
         for k in (3, 5, 7, 13, 31)
     }
-    rivals = {
-        name: known[name].forward(Case(1, 128, (56, 56), (5, 5)))
-        for name in ("pytorch nchw", "pytorch channels_last")
-    }
-    times = {
-        name: median(samples)
-        for name, samples in interleave({**calls, **rivals}, ROUNDS).items()  # type: ignore[arg-type]
-    }
-    print("\n31x31 on 128x56x56, batch 1, against smaller kernels")
-    for k in calls:
-        print(f"  {k}x{k}: {1e3 * times[k]:.3f} ms, 31x31 costs {times[31] / times[k]:.2f} of it")
-    best = min(times[name] for name in rivals)
-    print(f"  PyTorch's best 5x5: {1e3 * best:.3f} ms, 31x31 costs {times[31] / best:.2f} of it")
+    rivals = {name: known[name].forward(Case(1, 128, (56, 56), (5, 5))) for name in PYTORCH}
+    samples = interleave({**calls, **rivals}, ROUNDS)
+    times = {name: median(values) for name, values in samples.items()}
+    large = times["31x31"]
+    print("\n31x31 on 128x56x56, batch 1, channels_last, against smaller kernels")
+    for name in calls:
+        print(f"  {name}: {1e3 * times[name]:.3f} ms, 31x31 takes {large / times[name]:.2f} of it")
+    best = min(times[name] for name in PYTORCH)
+    print(f"  PyTorch's best 5x5: {1e3 * best:.3f} ms, 31x31 takes {large / best:.2f} of it")
 
 
 def scaling(threads: int) -> None:
