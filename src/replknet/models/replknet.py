@@ -210,7 +210,8 @@ class RepLKNet(nn.Module):
         ]
 
         width = channels[0]
-        first, last = {4: (2, 2), 2: (2, 1), 1: (1, 1)}[stem_stride]
+        # Small images keep their resolution through the first three layers.
+        first, last = {4: (2, 2), 2: (1, 2), 1: (1, 1)}[stem_stride]
         self.stem = nn.ModuleList(
             [
                 conv_bn(in_chans, width, 3, stride=first, relu=True, form=form),
