@@ -21,7 +21,7 @@ struct Candidate {
     bool executable;
 };
 
-bool has_avx512() {
+[[maybe_unused]] bool has_avx512() {
 #ifdef RK_HAVE_AVX512
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -30,7 +30,7 @@ bool has_avx512() {
 #endif
 }
 
-bool has_avx2() {
+[[maybe_unused]] bool has_avx2() {
 #ifdef RK_HAVE_AVX2
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
