@@ -15,11 +15,11 @@ from replknet.analysis.benchmark_model import (
 )
 from replknet.analysis.benchmark_model_plot import plot
 from replknet.analysis.memory import peak_bytes, why_not_measurable
-from replknet.analysis.model_engines import ModelEngine, model_engines, stock, torch_call
+from replknet.analysis.model_engines import ModelEngine, model_engines, torch_call
 from replknet.analysis.model_split import kind_of, time_split
 from replknet.cli.benchmark_model import image_size
 from replknet.cli.main import main
-from replknet.deploy import optimize
+from replknet.deploy import optimize, plain
 from replknet.models.replknet import RepLKNet
 from replknet.nn import DepthwiseConv2d
 
@@ -47,7 +47,7 @@ def test_engines_compute_the_same(name):
 
 
 def test_stock_form_has_only_convolutions_of_pytorch():
-    network_ = stock(network())
+    network_ = plain(network())
     layers = [module for module in network_.modules() if isinstance(module, nn.Conv2d)]
     assert len(layers) == 4 + 2 + 2 * 5
     assert not any(isinstance(layer, DepthwiseConv2d) for layer in layers)

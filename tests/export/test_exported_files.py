@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from replknet.deploy import fuse, reparameterize
+from replknet.deploy import fuse, plain, reparameterize
 from replknet.export import FORMATS, VerificationError, export, formats
-from replknet.export.program import plain, trace
+from replknet.export.program import trace
 from replknet.export.verification import sample_images, verify
 from replknet.nn import DepthwiseConv2d
 from replknet.tasks.classification import Preprocessing

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from replknet.analysis.benchmark_op import interleave, quartiles
 from replknet.analysis.flops import count_flops
 from replknet.analysis.memory import peak_bytes, why_not_measurable
-from replknet.analysis.model_engines import ModelEngine, model_engines, stock, torch_call
+from replknet.analysis.model_engines import ModelEngine, model_engines, torch_call
 from replknet.analysis.model_split import time_split
-from replknet.deploy import optimize
+from replknet.deploy import optimize, plain
 from replknet.models import create_model, list_models
 
 LARGEST_DIFFERENCE = 1e-3
@@ -180,7 +180,7 @@ def _run_case(
     memory: dict[tuple[str, str], int | None] = {}
     for name in config.models:
         model = case.build(name)
-        reference = stock(model)
+        reference = plain(model)
         expected = torch_call(reference, image)()
         operations[name] = 2 * count_flops(reference, image.shape)
         for engine in _wanted(config):

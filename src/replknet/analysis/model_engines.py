@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from replknet.deploy import fuse, optimize, reparameterize
-from replknet.nn import DepthwiseConv2d
+from replknet.deploy import optimize, plain
 
 Call: TypeAlias = Callable[[], Sequence[Tensor]]
 """Runs the network once; returns its outputs."""
@@ -43,15 +42,6 @@ def model_engines() -> dict[str, ModelEngine]:
     return {engine.name: engine for engine in engines}
 
 
-def stock(model: nn.Module) -> nn.Module:
-    """The network as others would deploy it: merged, fused, on PyTorch's own convolutions."""
-    network = fuse(reparameterize(model)).requires_grad_(False)
-    for layer in network.modules():
-        if isinstance(layer, DepthwiseConv2d):
-            layer.__class__ = nn.Conv2d  # type: ignore[assignment]  # its base, with the same state
-    return network
-
-
 def torch_call(model: nn.Module, image: Tensor) -> Call:
     """Call of a PyTorch module, without gradients."""
 
@@ -73,14 +63,14 @@ def _missing(*modules: str) -> str:
 
 def _pytorch(format: torch.memory_format) -> Callable[[nn.Module, Tensor], Call]:
     def prepare(model: nn.Module, image: Tensor) -> Call:
-        network = stock(model).to(memory_format=format)
+        network = plain(model).to(memory_format=format)
         return torch_call(network, image.contiguous(memory_format=format))
 
     return prepare
 
 
 def _compiled(model: nn.Module, image: Tensor) -> Call:
-    network = stock(model).to(memory_format=torch.channels_last)
+    network = plain(model).to(memory_format=torch.channels_last)
     compiled: Any = torch.compile(network, dynamic=False, options={"freezing": True})
     return torch_call(compiled, image.contiguous(memory_format=torch.channels_last))
 
@@ -98,7 +88,7 @@ class _Listed(nn.Module):
 
 def _write_onnx(model: nn.Module, image: Tensor, folder: str) -> str:
     path = Path(folder, "model.onnx")
-    network = _Listed(deepcopy(stock(model))).eval()
+    network = _Listed(deepcopy(plain(model))).eval()
     torch.onnx.export(network, (image,), path, input_names=["image"], dynamo=True, verbose=False)
     return str(path)
 

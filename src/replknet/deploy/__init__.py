@@ -3,6 +3,7 @@
 from replknet.deploy.equivalence import Equivalence, compare
 from replknet.deploy.fuse import fuse, unfused
 from replknet.deploy.optimize import OptimizationReport, optimization_report, optimize
+from replknet.deploy.plain import plain
 from replknet.deploy.reparameterize import reparameterize
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "fuse",
     "optimization_report",
     "optimize",
+    "plain",
     "reparameterize",
     "unfused",
 ]

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from replknet.deploy import plain
 from replknet.export.formats import FORMATS, Format
-from replknet.export.program import plain, trace
+from replknet.export.program import trace
 from replknet.export.verification import Check, VerificationError, sample_images, verify
 from replknet.models import read_checkpoint
 from replknet.tasks.classification.classifier import Classifier, read_classifier

@@ -6,18 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from replknet.deploy import fuse, reparameterize
-from replknet.nn import DepthwiseConv2d
-
-
-def plain(model: nn.Module) -> nn.Module:
-    """Copy of ``model``, merged and fused, whose convolutions are all PyTorch's own."""
-    network = fuse(reparameterize(model)).requires_grad_(False)
-    for layer in network.modules():
-        if isinstance(layer, DepthwiseConv2d):
-            layer.__class__ = nn.Conv2d  # type: ignore[assignment]  # its base, of the same state
-    return network
-
 
 def trace(network: nn.Module, images: Tensor) -> ExportedProgram:
     """Program of ``network`` for inputs like ``images``, of any batch, height and width.
