@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import dataclass
+from functools import partial
+from statistics import median
 
 import torch
 from torch import Tensor, nn
 
 from replknet.analysis.flops import CLASSIFICATION, count_operations
+from replknet.analysis.throughput import interleaved_seconds
 from replknet.deploy import Equivalence, compare, fuse, reparameterize
+from replknet.deploy.equivalence import size
 
 ROUNDS = 9
 
@@ -52,37 +54,30 @@ def measure_deployment(model: nn.Module, images: Tensor, batch: int = 64) -> Dep
     """
     merged = reparameterize(model.eval())
     networks = {"as trained": model, "re-parameterized": merged, "and fused": fuse(merged)}
-    single, many = images[:1], images[:batch]
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in networks}
-    for _ in range(ROUNDS):
-        for name, network in networks.items():
-            times[name].append((seconds(network, single), seconds(network, many)))
+    calls = {
+        (name, many): partial(network, images[: batch if many else 1])
+        for name, network in networks.items()
+        for many in (False, True)
+    }
+    times = interleaved_seconds(calls, ROUNDS)
     figures = []
     for name, network in networks.items():
-        ones, batches = zip(*times[name], strict=True)
-        size = compare(network, network, single).after
+        sizes = size(network)
         figures.append(
             FormFigures(
                 name=name,
-                parameters=size.parameters,
-                convolutions=size.convolutions,
-                norms=size.norms,
-                flops=CLASSIFICATION.total(count_operations(network, single)),
-                single=statistics.median(ones),
-                batch=statistics.median(batches),
+                parameters=sizes.parameters,
+                convolutions=sizes.convolutions,
+                norms=sizes.norms,
+                flops=CLASSIFICATION.total(count_operations(network, images[:1])),
+                single=median(times[name, False]),
+                batch=median(times[name, True]),
             )
         )
     return Deployment(
         forms=tuple(figures),
         equivalence=compare(model, networks["and fused"], images),
         images=len(images),
-        batch=len(many),
+        batch=min(batch, len(images)),
         threads=torch.get_num_threads(),
     )
-
-
-def seconds(network: nn.Module, images: Tensor) -> float:
-    """Time of one forward pass."""
-    start = time.perf_counter()
-    network(images)
-    return time.perf_counter() - start
