@@ -1,5 +1,6 @@
 """A disk that fills up, by an error from the system call and by a real limit of file size."""
 
+import contextlib
 import errno
 import resource
 import signal
@@ -38,47 +39,49 @@ def test_disk_full_is_told_and_the_run_can_go_on(tmp_path, monkeypatch):
     assert differences(tmp_path / "cut", tmp_path / "whole") == []
 
 
-@pytest.fixture
-def limit_file_size():
+@contextlib.contextmanager
+def limited_file_size(size):
+    """A limit in bytes for this process, lifted before pytest writes to what may be a long log."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_real_failure_of_the_system_leaves_the_earlier_state(tmp_path, limit_file_size):
+def test_real_failure_of_the_system_leaves_the_earlier_state(tmp_path):
     save_state(tmp_path, {"step": 1})
     save_state(tmp_path, {"step": 2})
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    limit_file_size(50_000)
-    with pytest.raises(OSError, match=r"cannot write .*state"):
+    with limited_file_size(50_000), pytest.raises(OSError, match=r"cannot write .*state"):
         save_state(tmp_path, {"step": 3, "weights": torch.zeros(100_000)})
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-    limit_file_size(10_000_000)
     save_state(tmp_path, {"step": 3, "weights": torch.zeros(100_000)})
     assert read_state(tmp_path)["step"] == 3
 
 
-def test_real_failure_while_a_model_file_is_written_keeps_the_run(tmp_path, limit_file_size):
+def test_real_failure_while_a_model_file_is_written_keeps_the_run(tmp_path):
     config = toy_config(tmp_path, ema=EmaConfig(), run={"log_every": 100, "eval_every": 0})
     main(config)
     model = tmp_path / "checkpoints" / "last.safetensors"
     before = model.read_bytes()
     (tmp_path / "checkpoints" / "state.pt").unlink()  # step 16 of 18 is the newest state now
-    limit_file_size(len(before) - 100)
-    with pytest.raises(OSError, match=r"cannot write .*safetensors"):
+    with (
+        limited_file_size(len(before) - 100),
+        pytest.raises(OSError, match=r"cannot write .*safetensors"),
+    ):
         main(config)
     assert model.read_bytes() == before
 
 
 # TensorBoard's writer thread meets the limit too
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_real_failure_while_metrics_are_written_is_told(tmp_path, limit_file_size):
+def test_real_failure_while_metrics_are_written_is_told(tmp_path):
     main(toy_config(tmp_path / "whole"))
-    limit_file_size(1000)
-    with pytest.raises(OSError, match=r"cannot write .*metrics.jsonl"):
+    with limited_file_size(1000), pytest.raises(OSError, match=r"cannot write .*metrics.jsonl"):
         main(toy_config(tmp_path / "cut", run={"checkpoint_steps": None, "eval_every": 0}))
-    limit_file_size(10_000_000)
     main(toy_config(tmp_path / "cut"))
     assert differences(tmp_path / "cut", tmp_path / "whole") == []
