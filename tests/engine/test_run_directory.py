@@ -7,6 +7,7 @@ from runs import read_metrics, toy_config
 from safetensors import safe_open
 
 from replknet.engine.config import OptimizerConfig
+from replknet.engine.run_directory import claim
 from replknet.engine.train import main
 
 
@@ -62,6 +63,16 @@ def test_directory_that_holds_no_run_is_refused_even_to_overwrite(tmp_path):
         with pytest.raises(ValueError, match="holds files but no run"):
             main(toy_config(tmp_path, run={"overwrite": overwrite}))
     assert list(tmp_path.iterdir()) == [tmp_path / "thesis.tex"]
+
+
+def test_second_launch_is_refused_while_the_first_one_runs(finished):
+    config = toy_config(finished, run={"overwrite": True})
+    before = snapshot(finished)
+    with claim(toy_config(finished)):
+        with pytest.raises(ValueError, match=r"another process trains in .*--run.directory"):
+            main(config)
+        assert snapshot(finished) == before
+    main(config)
 
 
 def test_file_is_refused_as_run_directory(tmp_path):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from replknet.engine.config import TrainConfig, identity, plain
 from replknet.models.writing import write_whole
@@ -53,33 +56,57 @@ class RunDirectory:
         return self.root / "nonfinite"
 
 
-def claim(config: TrainConfig) -> RunDirectory:
-    """Make the directory of ``config.run`` this run's: a new one, or the same run continued.
+@contextmanager
+def claim(config: TrainConfig) -> Iterator[RunDirectory]:
+    """The directory of ``config.run``, made this run's: a new one, or the same run continued.
+
+    No other process can claim it in the meantime; a killed one gives it back.
 
     Raises:
-        ValueError: it holds another run or files that no run wrote; nothing has been changed.
+        ValueError: it holds another run or files that no run wrote, or another process trains in
+            it; nothing has been changed.
     """
     run = RunDirectory(Path(config.run.directory))
-    values = plain(config)
+    refuse_other_files(run)
+    run.root.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(run.root / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"another process trains in {run.root}; wait for it to end, or choose another "
+            "--run.directory"
+        ) from error
+    with lock:
+        take_over(run, config)
+        yield run
+
+
+def refuse_other_files(run: RunDirectory) -> None:
+    """Raise ValueError if the directory holds what no run wrote."""
     if run.root.exists() and not run.root.is_dir():
         raise ValueError(f"run.directory {run.root} is a file; choose another")
+    if run.config.exists() or not run.root.exists():
+        return
+    if any(not path.name.startswith(".") for path in run.root.iterdir()):
+        raise ValueError(
+            f"run.directory {run.root} holds files but no run (no config.yaml); choose an empty "
+            "or new directory"
+        )
+
+
+def take_over(run: RunDirectory, config: TrainConfig) -> None:
+    """Write the configuration of this launch, unless the directory holds another run."""
+    values = plain(config)
     if run.config.exists():
         if config.run.overwrite:
             delete(run)
         else:
             refuse_another_run(run, values)
-    elif run.root.exists() and any(not path.name.startswith(".") for path in run.root.iterdir()):
-        raise ValueError(
-            f"run.directory {run.root} holds files but no run (no config.yaml); choose an empty "
-            "or new directory"
-        )
-    run.root.mkdir(parents=True, exist_ok=True)
     for partial in (*run.root.glob(".*.partial"), *run.checkpoints.glob(".*.partial")):
         partial.unlink()  # of a write that was killed
     text = yaml.safe_dump(values, sort_keys=False)
     write_whole(run.config, lambda partial: partial.write_text(text, encoding="utf-8"))
     run.checkpoints.mkdir(exist_ok=True)
-    return run
 
 
 def refuse_another_run(run: RunDirectory, values: dict[str, Any]) -> None:

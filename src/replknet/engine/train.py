@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,27 +59,32 @@ def main(config: TrainConfig) -> TrainResult:
         NonFiniteError: NaN or infinity in the loss or the gradients.
         OSError: a file cannot be written; earlier checkpoints are intact.
     """
-    with join_processes(config.execution.device) as processes, StopRequest() as stop:
-        directory = open_run(config, processes)
-        with Training(config, directory, processes, stop) as training:
-            return training.run()
+    with (
+        join_processes(config.execution.device) as processes,
+        StopRequest() as stop,
+        open_run(config, processes) as directory,
+        Training(config, directory, processes, stop) as training,
+    ):
+        return training.run()
 
 
-def open_run(config: TrainConfig, processes: Processes) -> RunDirectory:
+@contextmanager
+def open_run(config: TrainConfig, processes: Processes) -> Iterator[RunDirectory]:
     """Claim the run directory in the main process; a refusal is raised in all of them."""
-    refusal = None
-    if processes.main:
-        try:
-            directory = claim(config)
-        except ValueError as error:
-            refusal = str(error)
-        else:
-            text = json.dumps(describe_environment(processes), indent=2)
-            write_whole(directory.environment, lambda partial: partial.write_text(text))
-    refusal = processes.broadcast(refusal)
-    if refusal is not None:
-        raise ValueError(refusal)
-    return RunDirectory(Path(config.run.directory))
+    with ExitStack() as claims:
+        refusal = None
+        if processes.main:
+            try:
+                directory = claims.enter_context(claim(config))
+            except ValueError as error:
+                refusal = str(error)
+            else:
+                text = json.dumps(describe_environment(processes), indent=2)
+                write_whole(directory.environment, lambda partial: partial.write_text(text))
+        refusal = processes.broadcast(refusal)
+        if refusal is not None:
+            raise ValueError(refusal)
+        yield RunDirectory(Path(config.run.directory))
 
 
 class Training:
