@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from replknet.engine.allocator import keep_freed_memory
 from replknet.engine.batches import grouped
 from replknet.engine.checkpoint import read_state, save_state
 from replknet.engine.config import TrainConfig, require, split_batch
@@ -99,6 +100,8 @@ class Training:
     ) -> None:
         self.config, self.directory = config, directory
         self.processes, self.stop = processes, stop
+        if processes.device.type == "cpu":
+            keep_freed_memory()
         batch_size, self.accumulation = split_batch(config.batch, processes.world_size)
         options = LoaderOptions(
             batch_size=batch_size,
