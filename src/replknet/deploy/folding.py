@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torchvision.ops import FrozenBatchNorm2d
 
-from replknet.nn import DepthwiseConv2d
+from replknet.nn import DepthwiseConv2d, PointwiseConv2d
 
 # Norms whose evaluation is known: exactly these types, as a subclass may compute something else.
 NORMS = (
@@ -22,7 +22,11 @@ NORMS = (
     SyncBatchNormAct,
     FrozenBatchNormAct2d,
 )
-_CONVOLUTIONS = (nn.Conv2d._conv_forward, DepthwiseConv2d._conv_forward)
+_CONVOLUTIONS = (
+    nn.Conv2d._conv_forward,
+    DepthwiseConv2d._conv_forward,
+    PointwiseConv2d._conv_forward,
+)
 
 
 def has_hooks(module: nn.Module) -> bool:

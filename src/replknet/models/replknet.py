@@ -15,7 +15,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from replknet.models.recompute import checkpoint_block
-from replknet.nn import DepthwiseConv2d, ReparamLargeKernelConv
+from replknet.nn import DepthwiseConv2d, PointwiseConv2d, ReparamLargeKernelConv
 from replknet.nn.reparam import check_kernels
 
 Form = Literal["training", "merged", "deep_fused", "fused"]
@@ -41,21 +41,24 @@ def conv_bn(
 ) -> nn.Sequential:
     """Convolution, batch norm and optional ReLU; a convolution with bias in the fused forms."""
     fused = form in ("deep_fused", "fused")
-    conv_class = DepthwiseConv2d if depthwise else nn.Conv2d
     unit: OrderedDict[str, nn.Module] = OrderedDict()
-    unit["conv"] = conv_class(
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=stride,
-        padding=kernel_size // 2,
-        groups=in_channels if depthwise else 1,
-        bias=fused,
-    )
+    if kernel_size == 1:
+        unit["conv"] = PointwiseConv2d(in_channels, out_channels, bias=fused)
+    else:
+        conv_class = DepthwiseConv2d if depthwise else nn.Conv2d
+        unit["conv"] = conv_class(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=kernel_size // 2,
+            groups=in_channels if depthwise else 1,
+            bias=fused,
+        )
     if not fused:
         unit["bn"] = nn.BatchNorm2d(out_channels)
     if relu:
-        unit["nonlinear"] = nn.ReLU()
+        unit["nonlinear"] = nn.ReLU(inplace=True)
     return nn.Sequential(unit)
 
 
@@ -83,7 +86,7 @@ class RepLKBlock(nn.Module):
         self.large_kernel = ReparamLargeKernelConv(
             width, kernel_size, small_kernel, merged=form != "training"
         )
-        self.lk_nonlinear = nn.ReLU()
+        self.lk_nonlinear = nn.ReLU(inplace=True)
         self.pw2 = conv_bn(width, channels, 1, form=form)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
