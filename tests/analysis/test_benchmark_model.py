@@ -8,16 +8,13 @@ import torch
 from torch import nn
 
 from replknet.analysis import benchmark_model
-from replknet.analysis.benchmark_model import (
-    ModelBenchmarkConfig,
-    ModelCase,
-    run_model_benchmark,
-)
-from replknet.analysis.benchmark_model_plot import plot
+from replknet.analysis.benchmark_model import ModelBenchmarkConfig, ModelCase
+from replknet.analysis.benchmark_networks import run_benchmark
+from replknet.analysis.benchmark_networks_plot import plot
 from replknet.analysis.memory import peak_bytes, why_not_measurable
 from replknet.analysis.model_engines import ModelEngine, model_engines, torch_call
 from replknet.analysis.model_split import kind_of, time_split
-from replknet.cli.benchmark_model import image_size
+from replknet.cli.benchmark_networks import image_size
 from replknet.cli.main import main
 from replknet.deploy import optimize, plain
 from replknet.models.replknet import RepLKNet
@@ -58,7 +55,7 @@ def test_a_run(tiny, tmp_path):
     config = ModelBenchmarkConfig(
         engines=ENGINES, batch_sizes=(1, 2), image_sizes=((32, 48),), rounds=2, memory=False
     )
-    results = run_model_benchmark(config, peak_gflops=1e6)
+    results = run_benchmark(config, peak_gflops=1e6)
     assert [result.case.batch_size for result in results] == [1, 2]
     for result in results:
         pairs = [(timing.model, timing.engine) for timing in result.timings]
@@ -70,9 +67,9 @@ def test_a_run(tiny, tmp_path):
             assert timing.difference <= 1e-4
             assert timing.peak_memory is None
             assert bool(timing.split) == (timing.engine == "replknet")
-        ours = result.best_ms("replknet_31b", ours=True)
-        assert ours == result.timings[1].median_ms
-        assert result.best_ms("resnet18", ours=False) is None
+        ours = result.best("replknet_31b", ours=True)
+        assert ours is result.timings[1]
+        assert result.best("resnet18", ours=False) is None
     plot(results, tmp_path / "times.svg")
     assert (tmp_path / "times.svg").read_text().count("<svg") == 1
 
@@ -82,7 +79,7 @@ def test_another_function_is_refused(tiny, monkeypatch):
     monkeypatch.setattr(benchmark_model, "model_engines", lambda: {"replknet": engine})
     config = ModelBenchmarkConfig(models=("replknet_31b",), image_sizes=((32, 32),), memory=False)
     with pytest.raises(RuntimeError, match="replknet_31b in replknet differs by"):
-        run_model_benchmark(config)
+        run_benchmark(config)
 
 
 def test_bad_settings_are_refused():
@@ -103,10 +100,10 @@ def test_image_sizes():
 
 def test_backbones_and_fixed_input_sizes():
     maps = torch_call(
-        ModelCase("backbone", 1, (64, 64)).build("resnet10t"), torch.ones(1, 3, 64, 64)
+        ModelCase(1, (64, 64), "backbone").build("resnet10t"), torch.ones(1, 3, 64, 64)
     )()
     assert len(maps) == 5
-    swin = ModelCase("classifier", 1, (64, 96)).build("swin_tiny_patch4_window7_224")
+    swin = ModelCase(1, (64, 96), "classifier").build("swin_tiny_patch4_window7_224")
     assert swin(torch.ones(1, 3, 64, 96)).shape == (1, 1000)
 
 

@@ -58,6 +58,21 @@ def test_samples_are_interleaved_and_slow_calls_stop_early():
     assert order[4:8] == ["slow", "slow", "fast", "fast"]
 
 
+def test_long_calls_do_not_warm_up(monkeypatch):
+    monkeypatch.setattr(benchmark_op, "LONG_SECONDS", 0.02)
+    order = []
+
+    def call(name, seconds):
+        order.append(name)
+        time.sleep(seconds)
+
+    samples = interleave(
+        {"long": lambda: call("long", 0.03), "short": lambda: call("short", 0.006)}, rounds=2
+    )
+    assert order == ["long", "short", "short", *["long", "short", "short"] * 2]
+    assert [len(times) for times in samples.values()] == [2, 2]
+
+
 @pytest.fixture
 def tiny_suite(monkeypatch):
     monkeypatch.setitem(benchmark_op.SUITES, "replknet", [(4, 9, 5), (8, 7, 3)])

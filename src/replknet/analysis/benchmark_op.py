@@ -15,6 +15,7 @@ from replknet.analysis.op_engines import Call, Case, Engine, chosen_algorithms, 
 Key = TypeVar("Key", bound=Hashable)
 PassName = Literal["forward", "forward+backward"]
 SAMPLE_SECONDS = 0.005  # a sample repeats a fast call for so long
+LONG_SECONDS = 0.5  # a call that takes so long warms up in a small part of its time
 PAUSE_SECONDS = 0.003  # lets the waiting threads of another engine's pool fall asleep
 
 SUITES: dict[str, list[tuple[int, int, int]]] = {  # (channels, map size, kernel size)
@@ -161,21 +162,25 @@ def interleave(
 ) -> dict[Key, list[float]]:
     """Seconds of a call, ``rounds`` samples of each: all once, then all again.
 
-    What else the machine does then hits all alike. The first call of each is not counted. A call
-    that has used up ``max_seconds`` is left out of the later rounds.
+    What else the machine does then hits all alike. The first call of each is not counted, and
+    short calls are repeated. A call that has used up ``max_seconds`` is left out of the later
+    rounds.
     """
-    repeats, spent = {}, {}
+    once, repeats, spent = {}, {}, {}
     for name, call in calls.items():
-        call()
-        spent[name] = _sample(call, 1)
-        repeats[name] = max(1, round(SAMPLE_SECONDS / spent[name]))
+        once[name] = _sample(call, 1)
+        if once[name] < LONG_SECONDS:
+            once[name] = _sample(call, 1)
+        repeats[name] = max(1, round(SAMPLE_SECONDS / once[name]))
+        spent[name] = once[name]
     samples: dict[Key, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             if samples[name] and spent[name] > max_seconds:
                 continue
             time.sleep(PAUSE_SECONDS)
-            call()  # wakes the threads and warms the caches after the others
+            if once[name] < LONG_SECONDS:
+                call()  # wakes the threads and warms the caches after the others
             seconds = _sample(call, repeats[name])
             spent[name] += seconds * (repeats[name] + 1)
             samples[name].append(seconds)

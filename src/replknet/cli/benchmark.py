@@ -23,9 +23,11 @@ from replknet.analysis.benchmark_op import (
 from replknet.analysis.benchmark_op_plot import plot
 from replknet.analysis.calibrate import calibrate
 from replknet.analysis.machine import describe_machine, fma_peak_gflops
-from replknet.cli import benchmark_model
+from replknet.cli import benchmark_model, benchmark_train
 from replknet.cli.typed import instantiate
 from replknet.ops.cost import calibration_file
+
+_NETWORKS = {"model": benchmark_model, "train": benchmark_train}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -56,8 +58,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     op.add_argument("--plot", metavar="FILE", help="draw the times, as .svg or .png")
     op.add_argument("--json", action="store_true", help="print JSON instead of tables")
     subcommands.add_subcommand("op", op, help=op.description)
-    model = benchmark_model.build_parser()
-    subcommands.add_subcommand("model", model, help=model.description)
+    for name, command in _NETWORKS.items():
+        networks = command.build_parser()
+        subcommands.add_subcommand(name, networks, help=networks.description)
 
 
 def run(arguments: Namespace) -> int:
@@ -71,10 +74,10 @@ def run(arguments: Namespace) -> int:
         print(f"wrote {path}")
     if arguments.what == "op":
         return _run_op(arguments.op, console)
-    if arguments.what == "model":
-        return benchmark_model.run(arguments.model, console)
+    if arguments.what in _NETWORKS:
+        return _NETWORKS[arguments.what].run(arguments[arguments.what], console)
     if not arguments.calibrate:
-        raise ValueError("nothing to do: give a subcommand (op, model) or --calibrate")
+        raise ValueError("nothing to do: give a subcommand (op, model, train) or --calibrate")
     return 0
 
 

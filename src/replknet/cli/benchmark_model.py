@@ -1,174 +1,34 @@
-"""``replknet benchmark model``: time whole networks in several engines."""
+"""``replknet benchmark model``: time the inference of whole networks in several engines."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-
-import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
-from rich.table import Table
 
-from replknet.analysis.benchmark_model import (
-    ModelBenchmarkConfig,
-    ModelCaseTimings,
-    ModelTiming,
-    missing_model_engines,
-    run_model_benchmark,
+from replknet.analysis.benchmark_model import ModelBenchmarkConfig
+from replknet.cli import benchmark_networks
+
+NOTES = (
+    "memory: peak of the first two calls above the loaded model, in a process of its own",
+    "difference: largest from PyTorch's outputs, in units of their spread",
 )
-from replknet.analysis.benchmark_model_plot import plot
-from replknet.analysis.machine import describe_machine, fma_peak_gflops
-from replknet.analysis.memory import why_not_measurable
 
 
 def build_parser() -> ArgumentParser:
     """Options of the subcommand."""
     default = ModelBenchmarkConfig()
-    parser = ArgumentParser(description="time whole networks in several engines")
-    parser.add_argument(
-        "--models", nargs="+", default=list(default.models), help="of this package or of timm"
-    )
+    parser = ArgumentParser(description="time the inference of whole networks in several engines")
     parser.add_argument(
         "--task",
         choices=["classifier", "backbone"],
         default=default.task,
         help="with the head, or as feature extractor for dense prediction",
     )
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=list(default.batch_sizes))
-    parser.add_argument(
-        "--image-sizes",
-        nargs="+",
-        default=["224"],
-        help="pixels: one number for squares, or HEIGHTxWIDTH",
-    )
-    parser.add_argument("--engines", nargs="+", default=[], help="names of engines (default: all)")
-    parser.add_argument("--threads", type=int, default=0, help="default: as PyTorch chooses")
-    parser.add_argument("--rounds", type=int, default=default.rounds, help="samples of each engine")
-    parser.add_argument(
-        "--max-seconds", type=float, default=default.max_seconds, help="for an engine and a case"
-    )
-    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
-    parser.add_argument("--plot", metavar="FILE", help="draw the times, as .svg or .png")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    benchmark_networks.add_options(parser, default)
     return parser
 
 
 def run(arguments: Namespace, console: Console) -> int:
     """Measure and print; ``console`` shows the progress."""
-    config = ModelBenchmarkConfig(
-        models=tuple(arguments.models),
-        task=arguments.task,
-        batch_sizes=tuple(arguments.batch_sizes),
-        image_sizes=tuple(map(image_size, arguments.image_sizes)),
-        engines=tuple(arguments.engines),
-        threads=arguments.threads,
-        rounds=arguments.rounds,
-        max_seconds=arguments.max_seconds,
-        memory=not arguments.no_memory,
-    )
-    missing = missing_model_engines(config)
-    for name, reason in missing.items():
-        console.print(f"without {name}: {reason}", highlight=False)
-    if config.memory and why_not_measurable():
-        console.print(f"without peak memory: {why_not_measurable()}", highlight=False)
-    threads = config.threads or torch.get_num_threads()
-    peak = fma_peak_gflops(threads)
-    with console.status("measuring") as status:
-        results = run_model_benchmark(config, peak, progress=lambda text: status.update(text))
-    if arguments.plot:
-        plot(results, Path(arguments.plot))
-    if not arguments.json:
-        _print_tables(results, peak, threads)
-        return 0
-    content = {
-        "machine": describe_machine() | {"threads": threads},
-        "config": asdict(config),
-        "fma_peak_gflops": peak,
-        "missing": missing,
-        "results": [asdict(result) for result in results],
-    }
-    json.dump(content, sys.stdout, indent=1)
-    print()
-    return 0
-
-
-def image_size(text: str) -> tuple[int, int]:
-    """Height and width from "224" or "512x2048"."""
-    height, _, width = text.partition("x")
-    try:
-        return int(height), int(width or height)
-    except ValueError:
-        raise ValueError(f"image size must look like 224 or 512x2048, got {text!r}") from None
-
-
-def _print_tables(results: Sequence[ModelCaseTimings], peak: float | None, threads: int) -> None:
-    console = Console()
-    for result in results:
-        console.print(_table(result))
-        console.print(_split_table(result))
-        for line in _comparisons(result):
-            console.print(line, highlight=False)
-    console.print(
-        f"{threads} threads; random weights and pixels; medians of interleaved calls\n"
-        "memory: peak of the first two calls above the loaded model, in a process of its own\n"
-        "difference: largest from PyTorch's outputs, in units of their spread",
-        highlight=False,
-    )
-    if peak is not None:
-        console.print(f"peak: {peak:.0f} GFLOP/s of multiply-adds, measured", highlight=False)
-
-
-def _table(result: ModelCaseTimings) -> Table:
-    table = Table(title=str(result.case))
-    for heading in ("model", "engine"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("ms", "quartiles", "images/s", "of peak", "MiB", "difference"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for timing in result.timings:
-        low, high = timing.quartiles_ms
-        table.add_row(
-            timing.model,
-            timing.engine,
-            f"{timing.median_ms:.1f}",
-            f"{low:.1f}-{high:.1f}",
-            f"{timing.images_per_second:.2f}",
-            "" if timing.peak_fraction is None else f"{timing.peak_fraction:.0%}",
-            "" if timing.peak_memory is None else f"{timing.peak_memory / 2**20:.0f}",
-            f"{timing.difference:.0e}",
-        )
-    return table
-
-
-def _split_table(result: ModelCaseTimings) -> Table:
-    ours = [timing for timing in result.timings if timing.split]
-    kinds = list(dict.fromkeys(kind for timing in ours for kind in timing.split))
-    table = Table("model", title="our time by kind of layer, ms")
-    for kind in kinds:
-        table.add_column(kind, justify="right")
-    for timing in ours:
-        table.add_row(timing.model, *(_share(timing, kind) for kind in kinds))
-    return table
-
-
-def _share(timing: ModelTiming, kind: str) -> str:
-    if kind not in timing.split:
-        return ""
-    return f"{timing.split[kind]:.1f} ({timing.split[kind] / sum(timing.split.values()):.0%})"
-
-
-def _comparisons(result: ModelCaseTimings) -> list[str]:
-    """Ours against the best stock engine: of the same model, and of the last one named."""
-    models = list(dict.fromkeys(timing.model for timing in result.timings))
-    lines = []
-    for model in models:
-        ours = result.best_ms(model, ours=True)
-        for rival in dict.fromkeys((model, models[-1])):
-            theirs = result.best_ms(rival, ours=False)
-            if ours is not None and theirs is not None:
-                engine = "its" if rival == model else f"{rival} in its"
-                lines.append(f"{model}: {theirs / ours:.2f}x as fast as {engine} best stock engine")
-    return lines
+    config = ModelBenchmarkConfig(task=arguments.task, **benchmark_networks.settings(arguments))
+    return benchmark_networks.run(config, arguments, NOTES, console)

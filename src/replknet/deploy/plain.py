@@ -1,18 +1,25 @@
-"""A trained network as any runtime could have it: folded, on PyTorch's own convolutions."""
+"""A network as any runtime could have it: on PyTorch's own convolutions, folded or not."""
 
 from __future__ import annotations
+
+from copy import deepcopy
 
 from torch import nn
 
 from replknet.deploy.fuse import fuse
 from replknet.deploy.reparameterize import reparameterize
-from replknet.nn import DepthwiseConv2d
+from replknet.nn import DepthwiseConv2d, PointwiseConv2d
 
 
 def plain(model: nn.Module) -> nn.Module:
     """Copy of ``model``, merged and fused, whose convolutions are all PyTorch's own."""
-    network = fuse(reparameterize(model)).requires_grad_(False)
+    return on_pytorch(fuse(reparameterize(model))).requires_grad_(False)
+
+
+def on_pytorch(model: nn.Module) -> nn.Module:
+    """Copy of ``model`` whose convolutions are all PyTorch's own; the inverse of ``accelerate``."""
+    network = deepcopy(model)
     for layer in network.modules():
-        if isinstance(layer, DepthwiseConv2d):
+        if isinstance(layer, DepthwiseConv2d | PointwiseConv2d):
             layer.__class__ = nn.Conv2d  # type: ignore[assignment]  # its base, of the same state
     return network

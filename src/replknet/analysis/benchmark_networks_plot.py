@@ -1,4 +1,4 @@
-"""Draw the results of ``replknet benchmark model``."""
+"""Draw the results of ``replknet benchmark model`` and ``train``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from replknet.analysis.benchmark_model import ModelCaseTimings
+from replknet.analysis.benchmark_networks import CaseTimings
 from replknet.analysis.plots import BLUE, GREY
 
 
-def plot(results: Sequence[ModelCaseTimings], path: Path) -> None:
+def plot(results: Sequence[CaseTimings], path: Path) -> None:
     """One panel a case: milliseconds an image of every model in every engine.
 
     Writes the format that the suffix of ``path`` names, such as .svg or .png.
@@ -22,7 +22,7 @@ def plot(results: Sequence[ModelCaseTimings], path: Path) -> None:
     for panel, result in zip(panels, results, strict=True):
         labels = [f"{timing.model}, {timing.engine}" for timing in result.timings]
         times = [timing.median_ms / result.case.batch_size for timing in result.timings]
-        colors = [BLUE if timing.engine == "replknet" else GREY for timing in result.timings]
+        colors = [BLUE if timing.ours else GREY for timing in result.timings]
         drawn = panel.barh(labels, times, color=colors)
         panel.bar_label(drawn, fmt="%.0f", fontsize=7, padding=2)
         panel.invert_yaxis()
