@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_runs import SECTIONS
+from distributed_runs import BATCH_NORM, SECTIONS
 from runs import differences, read_metrics, toy_config
 from safetensors.torch import load_file
 
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 def runs(tmp_path_factory):
     directory = tmp_path_factory.mktemp("distributed")
     main(toy_config(directory / "alone", **SECTIONS))
+    main(toy_config(directory / "alone_batch_norm", **BATCH_NORM))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", str(HERE / "distributed_runs.py"), str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=HERE)
@@ -34,9 +35,17 @@ def processes(runs):
     return [json.loads((runs / f"process{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", ["plain", "accumulated", "stopped"])
-def test_loss_curve_is_that_of_one_process(runs, name):
-    alone, found = read_metrics(runs / "alone"), read_metrics(runs / name)
+@pytest.mark.parametrize(
+    ("name", "alone"),
+    [
+        ("plain", "alone"),
+        ("accumulated", "alone"),
+        ("stopped", "alone"),
+        ("batch_norm", "alone_batch_norm"),
+    ],
+)
+def test_loss_curve_is_that_of_one_process(runs, name, alone):
+    alone, found = read_metrics(runs / alone), read_metrics(runs / name)
     assert len(alone) == len(found) == 27  # 24 steps, 3 evaluations
     for one, two in zip(alone, found, strict=True):
         assert two.keys() == one.keys()
@@ -54,6 +63,11 @@ def test_weights_are_those_of_one_process(runs, model):
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
+
+
+def test_batch_norm_is_that_of_the_whole_batch(processes):
+    for process in processes:
+        assert all(error < 1e-12 for error in process["batch_norm"].values()), process["batch_norm"]
 
 
 def test_every_sample_is_evaluated_once(processes):

@@ -124,7 +124,7 @@ class ExecutionConfig:
         compile: torch.compile backend such as "inductor"; null = eager.
         channels_last: memory format of model and images.
         grad_checkpointing: recompute activations in the backward pass to save memory.
-        sync_bn: BatchNorm statistics over all processes (GPUs only).
+        sync_bn: BatchNorm statistics over all processes.
     """
 
     device: str = "auto"

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from replknet.engine.batchnorm import SynchronizedBatchNorm2d, synchronize
 from replknet.engine.checkpoint import TrainState
 from replknet.engine.config import ExecutionConfig, TrainConfig
 from replknet.engine.distributed import Processes
@@ -52,13 +53,20 @@ def use_channels_last(model: nn.Module) -> None:
 
 
 def synchronize_batchnorm(model: nn.Module, processes: Processes) -> nn.Module:
-    """``model`` with SyncBatchNorm; on the CPU, where there is none, the model as it is."""
+    """``model``, its batch norms with the statistics of all processes."""
     if processes.device.type == "cuda":
         return convert_sync_batchnorm(model)
-    if processes.main and any(isinstance(module, _BatchNorm) for module in model.modules()):
+    synchronize(model)
+    others = {
+        type(layer).__name__
+        for layer in model.modules()
+        if isinstance(layer, _BatchNorm) and not isinstance(layer, SynchronizedBatchNorm2d)
+    }
+    if processes.main and others:
         logger.warning(
-            "execution.sync_bn needs GPUs: on the CPU every process normalises with the statistics "
-            "of its own batch"
+            "execution.sync_bn on the CPU is for nn.BatchNorm2d only: in %s every process "
+            "normalises with the statistics of its own batch",
+            ", ".join(sorted(others)),
         )
     return model
 
