@@ -16,6 +16,7 @@ from replknet.export import (
     export_checkpoint,
 )
 from replknet.export.pipeline import TOLERANCE
+from replknet.export.sources import SOURCES
 from replknet.tasks.classification.predict import find_images
 
 MAX_IMAGES = 8  # they go through the networks as one batch
@@ -26,6 +27,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="our own file, or a published .pth, in any form")
     parser.add_argument("--format", choices=list(FORMATS), required=True, help="kind of file")
     parser.add_argument("--output", metavar="FILE", required=True, help="file to write")
+    parser.add_argument(
+        "--task",
+        choices=list(SOURCES),
+        default="classification",
+        help="with the classifier, or the backbone whose outputs are the features of each stage",
+    )
     parser.add_argument(
         "--model", help="variant of a published file, such as replknet_31b.in1k_384"
     )
@@ -42,7 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--tolerance",
         type=float,
         default=TOLERANCE,
-        help="largest difference of an output, in units of the outputs' spread (default: 1e-4)",
+        help="largest difference of an output, in units of its spread (default: 1e-4)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
@@ -54,6 +61,7 @@ def run(arguments: Namespace) -> int:
         checkpoint=Path(arguments.checkpoint),
         output=Path(arguments.output),
         format=arguments.format,
+        task=arguments.task,
         model=arguments.model,
         input_size=arguments.input_size,
         images=tuple(islice(find_images(arguments.images, sys.stdin), MAX_IMAGES)),

@@ -52,22 +52,42 @@ def compare(reference: nn.Module, model: nn.Module, *inputs: Any) -> Equivalence
     Raises:
         ValueError: The outputs have different structures or shapes, or hold no numbers.
     """
-    expected, expected_structure = pytree.tree_flatten(_evaluate(reference, inputs))
-    actual, actual_structure = pytree.tree_flatten(_evaluate(model, inputs))
-    shapes = [tuple(output.shape) for output in expected]
-    other_shapes = [tuple(output.shape) for output in actual]
-    if expected_structure != actual_structure or shapes != other_shapes:
+    expected, actual = evaluate(reference, *inputs), evaluate(model, *inputs)
+    difference, spread, agreement = compare_outputs(expected, actual)
+    return Equivalence(difference, spread, agreement, before=size(reference), after=size(model))
+
+
+def compare_outputs(expected: Any, actual: Any) -> tuple[float, float, float]:
+    """Largest difference, spread of what is expected, and agreement, as in ``Equivalence``.
+
+    Raises:
+        ValueError: See ``compare``.
+    """
+    wanted, wanted_structure = pytree.tree_flatten(expected)
+    found, structure = pytree.tree_flatten(actual)
+    shapes = [tuple(output.shape) for output in wanted]
+    other_shapes = [tuple(output.shape) for output in found]
+    if wanted_structure != structure or shapes != other_shapes:
         raise ValueError(f"outputs cannot be compared: shapes {shapes} against {other_shapes}")
-    if not any(output.numel() for output in expected):
+    if not any(output.numel() for output in wanted):
         raise ValueError("outputs cannot be compared: they hold no numbers; pass a larger input")
-    pairs = list(zip(actual, expected, strict=True))
-    return Equivalence(
-        difference=_joined([a.double() - b.double() for a, b in pairs]).abs().max().item(),
-        spread=_joined(expected).std(correction=0).item(),
-        agreement=_joined([_classes(a) == _classes(b) for a, b in pairs]).mean().item(),
-        before=size(reference),
-        after=size(model),
+    pairs = list(zip(found, wanted, strict=True))
+    return (
+        _joined([a.double() - b.double() for a, b in pairs]).abs().max().item(),
+        _joined(wanted).std(correction=0).item(),
+        _joined([_classes(a) == _classes(b) for a, b in pairs]).mean().item(),
     )
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, *inputs: Any) -> Any:
+    """Outputs of ``model`` in evaluation mode, in whichever mode it is and stays."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        return model.eval()(*inputs)
+    finally:
+        for module in training:
+            module.training = True
 
 
 def size(model: nn.Module) -> Size:
@@ -80,15 +100,6 @@ def size(model: nn.Module) -> Size:
             for module in model.modules()
         ),
     )
-
-
-def _evaluate(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    training = [module for module in model.modules() if module.training]
-    try:
-        return model.eval()(*inputs)
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _classes(output: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ def load_exported(path: str | Path, engine: str, *, input_size: int | None = Non
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The engine is not installed or cannot read the file, or the file does not say
-            what its classes and preprocessing are.
+        ValueError: The engine is not installed or cannot read the file, or the file is no
+            classifier or does not say what its classes and preprocessing are.
     """
     path = Path(path)
     chosen = _engine(engine, path)
@@ -52,6 +52,8 @@ def load_exported(path: str | Path, engine: str, *, input_size: int | None = Non
     except Exception as error:  # each engine has its own kinds
         raise ValueError(f"{engine} cannot open {path}: {error}") from error
     metadata = {} if text is None else json.loads(text)
+    if (task := metadata.get("task", "classification")) != "classification":
+        raise ValueError(f"{path} holds a {task}, no classifier; predict runs classifiers")
     missing = [key for key in ("preprocessing", "class_names") if key not in metadata]
     if missing:
         raise ValueError(

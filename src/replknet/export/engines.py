@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from replknet.models.reading import METADATA_KEY
 
@@ -14,13 +15,14 @@ from replknet.models.reading import METADATA_KEY
 class Run(nn.Module):
     """A file in its engine, called like the network it was made from."""
 
-    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, run: Callable[[Tensor], list[Tensor]]) -> None:
         super().__init__()
         self._run = run
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Outputs for (N, C, H, W) of float32 on the CPU."""
-        return self._run(images.contiguous())
+    def forward(self, images: Tensor) -> Tensor | list[Tensor]:
+        """Output, or list of several, for (N, C, H, W) of float32 on the CPU."""
+        outputs = self._run(images.contiguous())
+        return outputs[0] if len(outputs) == 1 else outputs
 
 
 def open_onnxruntime(path: Path) -> tuple[Run, str | None]:
@@ -32,8 +34,8 @@ def open_onnxruntime(path: Path) -> tuple[Run, str | None]:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+    def run(images: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(output) for output in session.run(None, {name: images.numpy()})]
 
     return Run(run), session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
 
@@ -49,9 +51,10 @@ def open_openvino(path: Path) -> tuple[Run, str | None]:
     threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = core.compile_model(model, "CPU", precision | threads)
 
-    def run(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> list[Tensor]:
         # The engine reuses the memory of its outputs.
-        return torch.from_numpy(compiled(images.numpy())[0].copy())
+        results = compiled(images.numpy())
+        return [torch.from_numpy(results[output].copy()) for output in compiled.outputs]
 
     # Its reader of ONNX files puts their metadata under "framework".
     for place in ([METADATA_KEY], ["framework", METADATA_KEY]):
@@ -63,4 +66,5 @@ def open_openvino(path: Path) -> tuple[Run, str | None]:
 def run_in_torch(path: Path) -> Run:
     """A .pt2 file in PyTorch."""
     module = torch.export.load(path).module()
-    return Run(lambda images: module(images))  # it refuses eval(), which a submodule would get
+    # The module refuses eval(), which a submodule would get.
+    return Run(lambda images: pytree.tree_leaves(module(images)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from replknet.export.engines import Run, open_onnxruntime, open_openvino, run_in_torch
 from replknet.models.reading import METADATA_KEY
 
-INPUT, OUTPUT = "images", "logits"
+INPUT = "images"
 OPSET = 18
 """Of ONNX; what PyTorch's translations are written for, and read by every engine since 2023."""
 
@@ -26,14 +26,14 @@ class Format:
     Attributes:
         suffix: Of the file's name.
         libraries: Modules that writing and running need.
-        write: Writes a program, with metadata as JSON, to a path.
+        write: Writes a program, with the names of its outputs and metadata as JSON, to a path.
         engine: Name of the engine that verifies it.
         open: Opens a file in that engine.
     """
 
     suffix: str
     libraries: tuple[str, ...]
-    write: Callable[[ExportedProgram, Path, str], None]
+    write: Callable[[ExportedProgram, Path, Sequence[str], str], None]
     engine: str
     open: Callable[[Path], Run]
 
@@ -50,7 +50,7 @@ class Format:
             )
 
 
-def write_onnx(program: ExportedProgram, path: Path, metadata: str) -> None:
+def write_onnx(program: ExportedProgram, path: Path, outputs: Sequence[str], metadata: str) -> None:
     """One file, weights included; metadata in ``metadata_props``."""
     result: Any = torch.onnx.export(
         program,
@@ -59,14 +59,16 @@ def write_onnx(program: ExportedProgram, path: Path, metadata: str) -> None:
         verbose=False,
         opset_version=OPSET,
         input_names=[INPUT],
-        output_names=[OUTPUT],
+        output_names=outputs,
         dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
     )
     result.model.metadata_props[METADATA_KEY] = metadata
     result.save(path, external_data=False)
 
 
-def write_openvino(program: ExportedProgram, path: Path, metadata: str) -> None:
+def write_openvino(
+    program: ExportedProgram, path: Path, outputs: Sequence[str], metadata: str
+) -> None:
     """Two files, ``path`` and its weights in a .bin beside it; metadata in ``rt_info``."""
     import openvino
 
@@ -74,13 +76,16 @@ def write_openvino(program: ExportedProgram, path: Path, metadata: str) -> None:
     channels = program.example_inputs[0][0].shape[1]
     model.reshape(openvino.PartialShape([-1, channels, -1, -1]))
     model.inputs[0].set_names({INPUT})
-    model.outputs[0].set_names({OUTPUT})
+    for output, name in zip(model.outputs, outputs, strict=True):
+        output.set_names({name})
     model.set_rt_info(metadata, METADATA_KEY)
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def write_torch_export(program: ExportedProgram, path: Path, metadata: str) -> None:
-    """One file for ``torch.export.load``; metadata in ``extra_files``."""
+def write_torch_export(
+    program: ExportedProgram, path: Path, outputs: Sequence[str], metadata: str
+) -> None:
+    """One file for ``torch.export.load``; metadata in ``extra_files``, outputs without names."""
     torch.export.save(program, path, extra_files={METADATA_KEY: metadata})
 
 

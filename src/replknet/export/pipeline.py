@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from replknet.deploy import plain
 from replknet.export.formats import FORMATS, Format
 from replknet.export.program import trace
-from replknet.export.verification import Check, VerificationError, sample_images, verify
-from replknet.models import read_checkpoint
-from replknet.tasks.classification.classifier import Classifier, read_classifier
+from replknet.export.sources import SOURCES
+from replknet.export.verification import LOGITS, Check, VerificationError, sample_images, verify
 from replknet.tasks.classification.decoding import decode_image
 
 TOLERANCE = 1e-4
-"""Largest difference of an output from the network's, in units of the outputs' spread."""
+"""Largest difference of an output from the network's, in units of its spread."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class ExportConfig:
         checkpoint: File of any known format, in any form.
         output: File to write.
         format: One of ``FORMATS``.
+        task: One of ``SOURCES``: the classifier, or the backbone below it.
         model: Variant with tag of a published file, such as "replknet_31b.in1k_384".
         input_size: Pixels; None for the checkpoint's. The file takes any size; this one is in its
             preprocessing and is what it is verified with.
@@ -45,6 +45,7 @@ class ExportConfig:
     checkpoint: Path
     output: Path
     format: str
+    task: str = "classification"
     model: str | None = None
     input_size: int | None = None
     images: tuple[str, ...] = ()
@@ -76,18 +77,20 @@ class ExportReport:
 
     @property
     def relative(self) -> float:
-        """Largest difference in units of the outputs' spread."""
+        """Largest difference in units of the output's spread."""
         return max(check.relative for check in self.checks)
 
     def __str__(self) -> str:
-        shapes = ", ".join("x".join(map(str, check.shape)) for check in self.checks)
+        shapes = dict.fromkeys("x".join(map(str, check.shape)) for check in self.checks)
+        outputs = dict.fromkeys(check.output for check in self.checks)
         return "\n".join(
             [
                 str(self.path),
                 f"  format: {self.format}",
                 f"  size: {self.size / 1e6:,.1f} MB in {', '.join(self.files)}",
                 f"  verified in: {self.engine}",
-                f"  on batches of: {shapes}",
+                f"  outputs: {', '.join(outputs)}",
+                f"  on batches of: {', '.join(shapes)}",
                 f"  largest difference: {self.difference:.1e} ({self.relative:.1e} of the spread)",
             ]
         )
@@ -99,51 +102,33 @@ class ExportReport:
 
 
 def export_checkpoint(config: ExportConfig) -> ExportReport:
-    """Export a classifier with its class names and preprocessing; see ``export``.
+    """Export the network of a checkpoint with its preprocessing; see ``export``.
 
     Raises:
         FileExistsError: The output exists and ``overwrite`` is False.
-        ValueError: The checkpoint is no classifier, an image cannot be read, and what ``export``
-            raises.
+        ValueError: The checkpoint holds no network for the task, an image cannot be read, and what
+            ``export`` raises.
     """
+    if config.task not in SOURCES:
+        raise ValueError(f"task must be one of {', '.join(SOURCES)}, got {config.task!r}")
     if config.output.exists() and not config.overwrite:
         raise FileExistsError(f"{config.output} exists; overwrite it with --overwrite")
     format_for(config.format, config.output)
-    classifier = read_classifier(
-        config.checkpoint, model=config.model, input_size=config.input_size
-    )
+    source = SOURCES[config.task](config.checkpoint, config.model, config.input_size)
     if config.images:
-        transform = classifier.preprocessing.eval_transform()
-        mode = classifier.preprocessing.image_mode
+        transform, mode = source.preprocessing.eval_transform(), source.preprocessing.image_mode
         images = torch.stack([transform(decode_image(path, mode)) for path in config.images])
     else:
-        images = sample_images(classifier.preprocessing)
-    stored = read_checkpoint(config.checkpoint).metadata
+        images = sample_images(source.preprocessing)
     return export(
-        classifier.model,
+        source.network,
         config.output,
         config.format,
         images=images,
-        metadata={**describe(classifier), **stored, **usage(classifier)},
+        outputs=source.outputs,
+        metadata=source.metadata,
         tolerance=config.tolerance,
     )
-
-
-def describe(classifier: Classifier) -> dict[str, Any]:
-    """What a checkpoint without metadata would say of its model."""
-    network: Any = classifier.model
-    config = network.pretrained_cfg
-    name = ".".join(part for part in (config["architecture"], config.get("tag")) if part)
-    return {"model": {"name": name, "kwargs": {"num_classes": network.num_classes}}}
-
-
-def usage(classifier: Classifier) -> dict[str, Any]:
-    """What one must know to use a classifier, as our checkpoints carry it."""
-    return {
-        "task": "classification",
-        "preprocessing": classifier.preprocessing.to_dict(),
-        "class_names": list(classifier.class_names),
-    }
 
 
 def export(
@@ -152,6 +137,7 @@ def export(
     format: str,
     *,
     images: Tensor,
+    outputs: Sequence[str] = (LOGITS,),
     metadata: Mapping[str, Any] | None = None,
     tolerance: float = TOLERANCE,
 ) -> ExportReport:
@@ -161,14 +147,15 @@ def export(
     name it is run in its engine on ``images``, at their size and at two others, beside ``model``.
 
     Args:
-        model: Classifier or any other network from one tensor to one tensor, in any form, on the
-            CPU in float32; it is not changed.
+        model: Network from one tensor to one or several, in any form, on the CPU in float32: a
+            classifier, a feature extractor. It is not changed.
         path: Of the file; the suffix is the format's. A file that is there is replaced.
         format: "onnx", "openvino" (.xml, with a .bin beside it) or "torch-export" (.pt2).
         images: (N, C, H, W) as the model takes them, N >= 1: better real ones than noise.
+        outputs: Names for the tensors that the model returns, in their order.
         metadata: JSON-serialisable, for whoever runs the file; see ``save_checkpoint``. Version
             and form are added.
-        tolerance: Largest difference of an output, in units of the outputs' spread.
+        tolerance: Largest difference of an output, in units of its spread.
 
     Raises:
         ValueError: An argument does not fit, or a library is not installed.
@@ -186,12 +173,15 @@ def export(
     known = {"version": version("replknet"), "form": "fused"}
     text = json.dumps({**(metadata or {}), **known})
     program = trace(plain(model), images)
+    count = len(program.graph_signature.user_outputs)
+    if count != len(outputs):
+        raise ValueError(f"the network returns {count} tensors; outputs names {list(outputs)}")
     # A folder beside the target is on the same disk, so that files are moved as a whole.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder, path.name)
-        target.write(program, draft, text)
+        target.write(program, draft, outputs, text)
         try:
-            checks = verify(model, target.open(draft), images, tolerance)
+            checks = verify(model, target.open(draft), images, tolerance, outputs)
         except VerificationError as error:
             raise VerificationError(
                 f"{path} was not written: in {target.engine}, {error}"

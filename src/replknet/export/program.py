@@ -10,9 +10,11 @@ from torch.export import Dim, ExportedProgram
 def trace(network: nn.Module, images: Tensor) -> ExportedProgram:
     """Program of ``network`` for inputs like ``images``, of any batch, height and width.
 
+    Its outputs are the tensors in what the network returns, in their order.
+
     Raises:
         NotImplementedError: The network's forward depends on these sizes in a way that cannot
-            be put in a program, or it returns something other than one tensor.
+            be put in a program.
     """
     # A batch of more than one and unequal sides, so that no size looks like another or constant.
     example = images[:1].new_zeros(2, images.shape[1], images.shape[2], images.shape[3] + 32)
@@ -25,9 +27,4 @@ def trace(network: nn.Module, images: Tensor) -> ExportedProgram:
         raise NotImplementedError(
             f"{name} cannot be exported for any batch and image size: {error}"
         ) from error
-    outputs = program.graph_signature.user_outputs
-    if len(outputs) != 1:
-        raise NotImplementedError(
-            f"{name} returns {len(outputs)} tensors; only networks that return one are exported"
-        )
     return program

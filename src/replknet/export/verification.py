@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from replknet.deploy import compare
+from replknet.deploy.equivalence import compare_outputs, evaluate
 from replknet.tasks.classification import Preprocessing
 from replknet.tasks.classification.arrays import shipped_fashion_mnist
+
+LOGITS = "logits"
+"""Name of the output of a classifier."""
 
 
 class VerificationError(RuntimeError):
@@ -21,15 +26,18 @@ class VerificationError(RuntimeError):
 
 @dataclass(frozen=True)
 class Check:
-    """One batch in the engine and in the network.
+    """One output for one batch, in the engine and in the network.
 
     Attributes:
+        output: Name of the output.
         shape: Of the batch, (N, C, H, W).
-        difference: Largest absolute difference of an output.
-        relative: The same, in units of the outputs' spread (standard deviation).
-        agreement: Share of images whose most probable class is the same.
+        difference: Largest absolute difference.
+        relative: The same, in units of the output's spread (standard deviation).
+        agreement: Share of images, or of positions in a map, with the largest channel the same:
+            the most probable class, of a classifier.
     """
 
+    output: str
     shape: tuple[int, ...]
     difference: float
     relative: float
@@ -37,12 +45,18 @@ class Check:
 
 
 def verify(
-    model: nn.Module, exported: nn.Module, images: Tensor, tolerance: float
+    model: nn.Module,
+    exported: nn.Module,
+    images: Tensor,
+    tolerance: float,
+    names: Sequence[str] = (LOGITS,),
 ) -> tuple[Check, ...]:
     """Compare on ``images`` as one batch, and on one and two of them in other sizes.
 
+    Every output, of which ``names`` are the names, is compared by itself.
+
     Raises:
-        VerificationError: A difference is above ``tolerance`` times the outputs' spread, or an
+        VerificationError: A difference is above ``tolerance`` times the output's spread, or an
             output is not finite.
     """
     height, width = images.shape[2:]
@@ -51,25 +65,23 @@ def verify(
         _resized(images[:1], height + height // 4 + 1, width),
         _resized(images[:2], height, width - width // 4),
     ]
-    results = [compare(model, exported, batch) for batch in batches]
-    # Of all batches: the outputs for a single image may happen to lie close together.
-    spread = max(result.spread for result in results)
-    for batch, result in zip(batches, results, strict=True):
-        if not result.difference <= tolerance * spread:
-            raise VerificationError(
-                f"the results on a batch of {tuple(batch.shape)} differ by "
-                f"{result.difference:.1e}; their spread is {spread:.1e}, of which "
-                f"{tolerance:.0e} is allowed"
-            )
-    return tuple(
-        Check(
-            shape=tuple(batch.shape),
-            difference=result.difference,
-            relative=result.difference / spread if spread else 0.0,
-            agreement=result.agreement,
-        )
-        for batch, result in zip(batches, results, strict=True)
-    )
+    expected = [pytree.tree_leaves(evaluate(model, batch)) for batch in batches]
+    actual = [pytree.tree_leaves(evaluate(exported, batch)) for batch in batches]
+    checks: list[Check] = []
+    for i, name in enumerate(names):
+        results = [compare_outputs(e[i], a[i]) for e, a in zip(expected, actual, strict=True)]
+        # Of all batches: the outputs for a single image may happen to lie close together.
+        spread = max(spread for _, spread, _ in results)
+        for batch, (difference, _, agreement) in zip(batches, results, strict=True):
+            shape = tuple(batch.shape)
+            if not difference <= tolerance * spread:
+                raise VerificationError(
+                    f"{name} for a batch of {shape} differs by {difference:.1e}; its spread is "
+                    f"{spread:.1e}, of which {tolerance:.0e} is allowed"
+                )
+            relative = difference / spread if spread else 0.0
+            checks.append(Check(name, shape, difference, relative, agreement))
+    return tuple(checks)
 
 
 def _resized(images: Tensor, height: int, width: int) -> Tensor:
