@@ -44,6 +44,16 @@ static RK_INLINE Span part(int64_t size, int64_t parts, int64_t i) {
     return {size * i / parts, size * (i + 1) / parts};
 }
 
+// 1 / v to within two units in the last place, for v neither tiny nor huge.
+static RK_INLINE Vec reciprocal(Vec v) {
+#if RK_LANES == 16
+    const Vec near = (Vec)_mm512_maskz_rcp14_ps(0xffff, (__m512)v);
+    return near * (2.0f - v * near);
+#else
+    return 1.0f / v;
+#endif
+}
+
 // x * Phi(x), Phi(x) = 1/2 + x P(x^2) / Q(x^2): minimax on |x| <= 5.6, error 1e-8 before rounding; constant beyond.
 static RK_INLINE Vec gelu(Vec x) {
     const Vec limit = broadcast(5.6f);
@@ -56,29 +66,49 @@ static RK_INLINE Vec gelu(Vec x) {
     p = p * s + 0.004707263316959143f, q = q * s + 0.028940120711922646f;
     p = p * s + 0.03437616303563118f, q = q * s + 0.2528339922428131f;
     p = p * s + 0.398942232131958f, q = q * s + 1.0f;
-    return x * (t * p / q + 0.5f);
+    return x * (t * p * reciprocal(q) + 0.5f);
 }
 
-// block[kRows][kTileColumns] = bias + input rows @ packed columns; fetches what lies at `next` meanwhile.
+// What a tile brings into the caches for those after it, while it computes.
+struct Fetch {
+    const float* weights;  // of the next panel, into the second level: `lines` of them for every kStep channels
+    int64_t lines;
+    const float* rows;  // of the next tile, into the first level; or null
+};
+constexpr int64_t kStep = 4, kLine = 16;
+
+// sum[kRows][2] += one channel of the rows times its weights
+template <int kRows>
+static RK_INLINE void add_channel(Vec (*sum)[2], const float* input, int64_t stride, const float* weights) {
+    const Vec left = load(weights), right = load(weights + kLanes);
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; row++) {
+        const Vec x = broadcast(input[row * stride]);
+        sum[row][0] += x * left;
+        sum[row][1] += x * right;
+    }
+}
+
+// block[kRows][kTileColumns] = bias + input rows @ packed columns
 template <int kRows>
 static void multiply(const float* input, int64_t stride, const float* packed, int64_t depth, const float* bias,
-                     float* block, const float* next, int64_t next_step) {
+                     float* block, Fetch fetch) {
     Vec sum[kRows][2];
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
         sum[row][0] = load(bias);
         sum[row][1] = load(bias + kLanes);
     }
-    for (int64_t k = 0; k < depth; k++) {
-        __builtin_prefetch(next + k * next_step);
-        const Vec left = load(packed + k * kPanel), right = load(packed + k * kPanel + kLanes);
-#pragma GCC unroll 16
-        for (int row = 0; row < kRows; row++) {
-            const Vec x = broadcast(input[row * stride + k]);
-            sum[row][0] += x * left;
-            sum[row][1] += x * right;
-        }
+    int64_t k = 0;
+    for (; k + kStep <= depth; k += kStep) {
+        for (int64_t line = 0; line < fetch.lines; line++, fetch.weights += kLine)
+            __builtin_prefetch(fetch.weights, 0, 2);
+        if (fetch.rows)
+            for (int line = 0; line < kStep; line++) __builtin_prefetch(fetch.rows + (k + line) * kLine);
+#pragma GCC unroll 4
+        for (int64_t i = k; i < k + kStep; i++) add_channel<kRows>(sum, input + i, stride, packed + i * kPanel);
     }
+    for (; k < depth; k++) add_channel<kRows>(sum, input + k, stride, packed + k * kPanel);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
         store(block + row * kTileColumns, sum[row][0]);
@@ -88,11 +118,11 @@ static void multiply(const float* input, int64_t stride, const float* packed, in
 
 template <int kRows>
 static RK_INLINE void multiply_rows(int rows, const float* input, int64_t stride, const float* packed, int64_t depth,
-                                    const float* bias, float* block, const float* next, int64_t next_step) {
+                                    const float* bias, float* block, const Fetch& fetch) {
     if (rows == kRows)
-        multiply<kRows>(input, stride, packed, depth, bias, block, next, next_step);
+        multiply<kRows>(input, stride, packed, depth, bias, block, fetch);
     else if constexpr (kRows > 1)
-        multiply_rows<kRows - 1>(rows, input, stride, packed, depth, bias, block, next, next_step);
+        multiply_rows<kRows - 1>(rows, input, stride, packed, depth, bias, block, fetch);
 }
 
 // Activation and residual on the way from the block to the output.
@@ -126,8 +156,26 @@ static RK_INLINE int64_t cached_rows(int64_t depth) {
     return (tiles > 1 ? tiles : 1) * kTileRows;
 }
 
-// The product of some rows with some panels, on the calling thread. `copy` holds cached_rows(depth) padded rows.
-static void compute(const Product& p, Span rows, Span panels, float* copy) {
+// Weights of `channels` input channels, in one panel: what a thread will read after those it is reading.
+struct Upcoming {
+    const float* weights;
+    int64_t channels;
+};
+
+static RK_INLINE Upcoming panel_of(const Product& p, int64_t panel) {
+    return {p.packed + panel * kPanel * p.depth, p.depth};
+}
+
+// The share in fetching a panel that one of `tiles` tiles over `depth` channels has.
+static RK_INLINE Fetch fetch_part(Upcoming upcoming, int64_t tile, int64_t tiles, int64_t depth) {
+    const int64_t lines = upcoming.channels * kPanel / kLine, steps = ceil_div(depth, kStep);
+    const int64_t each = ceil_div(lines, tiles * steps), first = tile * steps * each;
+    return {upcoming.weights + first * kLine, first < lines ? each : 0, nullptr};
+}
+
+// The product of some rows with some panels, on the calling thread, before it goes on to `then`. `copy` holds
+// cached_rows(depth) padded rows.
+static void compute(const Product& p, Span rows, Span panels, Upcoming then, float* copy) {
     const int64_t blocks = ceil_div(rows.end - rows.begin, cached_rows(p.depth));
     const bool collide = rows_collide(p);
     alignas(64) float block[kTileRows * kTileColumns];
@@ -143,21 +191,25 @@ static void compute(const Product& p, Span rows, Span panels, float* copy) {
             input = copy;
         }
         const int64_t tiles = ceil_div(count, kTileRows);
-        for (int64_t panel = panels.begin; panel < panels.end; panel++)
+        for (int64_t panel = panels.begin; panel < panels.end; panel++) {
+            const bool last = panel + 1 == panels.end, again = b + 1 < blocks;
+            const Upcoming upcoming = last && !again ? then : panel_of(p, last ? panels.begin : panel + 1);
             for (int64_t t = 0; t < tiles; t++) {
                 const Span tile = part(count, tiles, t);
                 const int height = int(tile.end - tile.begin);
-                // On the first pass the rows come from memory: fetch the next tile during this one.
-                const float* next = input + tile.end * stride;
-                const int64_t next_step = panel == panels.begin && !collide ? 16 : 0;
+                Fetch fetch = fetch_part(upcoming, t, tiles, p.depth);
+                // On the first pass the rows come from memory too.
+                if (panel == panels.begin && !collide) fetch.rows = input + tile.end * stride;
                 for (int64_t c = 0; c < kPanel && panel * kPanel + c < p.columns; c += kTileColumns) {
                     const int64_t column = panel * kPanel + c;
                     const float* packed = p.packed + panel * kPanel * p.depth + c;
                     multiply_rows<kTileRows>(height, input + tile.begin * stride, stride, packed, p.depth,
-                                             p.bias + column, block, next, next_step);
+                                             p.bias + column, block, fetch);
                     finish(p, block, first + tile.begin, height, column);
+                    fetch.lines = 0;
                 }
             }
+        }
     }
 }
 
@@ -167,20 +219,27 @@ static int64_t copy_floats(const Product& p) {
 }
 
 // The whole product, called by every thread of a parallel region; ends with a barrier. The smaller of weight and
-// pixels is what every thread reads in full.
-static void compute_shared(const Product& p, int64_t rows, int threads, float* copy) {
+// pixels is what every thread reads in full. `next` is the product after it.
+static void compute_shared(const Product& p, const Product& next, int64_t rows, int threads, float* copy) {
     const int64_t panels = ceil_div(p.columns, kPanel), tiles = ceil_div(rows, kTileRows);
+    const Upcoming then = panel_of(next, smaller(omp_get_thread_num(), ceil_div(next.columns, kPanel) - 1));
     if (p.columns > rows) {
-        const int64_t parts = smaller(panels, 2 * threads);
+        // Panel by panel, unless the rows are copied for each part.
+        const int64_t parts = rows_collide(p) ? smaller(panels, 2 * threads) : panels;
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < parts; i++) compute(p, {0, rows}, part(panels, parts, i), copy);
+        for (int64_t i = 0; i < parts; i++) {
+            const bool more = i + threads < parts;
+            compute(p, {0, rows}, part(panels, parts, i),
+                    more ? panel_of(p, part(panels, parts, i + threads).begin) : then, copy);
+        }
     } else {
         const int64_t most = ceil_div(tiles * kTileRows, cached_rows(p.depth));
         const int64_t parts = smaller(tiles, most > 4 * threads ? most : 4 * threads);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < parts; i++) {
             const Span span = part(tiles, parts, i);
-            compute(p, {span.begin * kTileRows, smaller(span.end * kTileRows, rows)}, {0, panels}, copy);
+            compute(p, {span.begin * kTileRows, smaller(span.end * kTileRows, rows)}, {0, panels}, panel_of(p, 0),
+                    copy);
         }
     }
 }
@@ -209,7 +268,7 @@ static int one(const rk_layer* layer, int64_t rows, const float* input, const fl
     float* workspace = allocate(own * threads);
     if (!workspace) return RK_OUT_OF_MEMORY;
 #pragma omp parallel num_threads(threads)
-    compute_shared(p, rows, threads, workspace + omp_get_thread_num() * own);
+    compute_shared(p, p, rows, threads, workspace + omp_get_thread_num() * own);
     free(workspace);
     return RK_OK;
 }
@@ -235,8 +294,8 @@ static int pair_by_rows(Product first, Product second, int64_t rows, int threads
             up.input = first.input + begin * first.input_stride;
             down.output = second.output + begin * second.output_stride;
             if (second.residual) down.residual = second.residual + begin * second.output_stride;
-            compute(up, {0, count}, {0, first_panels}, mine);
-            compute(down, {0, count}, {0, second_panels}, mine);
+            compute(up, {0, count}, {0, first_panels}, panel_of(down, 0), mine);
+            compute(down, {0, count}, {0, second_panels}, panel_of(up, 0), mine);
         }
     }
     free(workspace);
@@ -254,8 +313,8 @@ static int pair_by_layers(Product first, Product second, int64_t rows, int threa
 #pragma omp parallel num_threads(threads)
     {
         float* mine = workspace + omp_get_thread_num() * own;
-        compute_shared(first, rows, threads, mine);
-        compute_shared(second, rows, threads, mine);
+        compute_shared(first, second, rows, threads, mine);
+        compute_shared(second, first, rows, threads, mine);
     }
     free(workspace);
     return RK_OK;
