@@ -71,7 +71,7 @@ typedef struct rk_layer {
 RK_API int rk_pointwise(const rk_layer* layer, int64_t rows, const float* input, const float* residual, float* output,
                         int threads);
 
-/* second(first(input)) + residual, without a tensor between the two. */
+/* second(first(input)) + residual, without a tensor between the two. All three tensors may be the same. */
 RK_API int rk_pointwise_pair(const rk_layer* first, const rk_layer* second, int64_t rows, const float* input,
                              const float* residual, float* output, int threads);
 

@@ -82,6 +82,22 @@ def test_two_layers(isa, rows, inputs, hidden, outputs):
     assert_near(pointwise_pair(x, first, second, residual), expected + residual)
 
 
+@pytest.mark.parametrize(("rows", "width", "hidden"), [(49, 512, 96), (1500, 24, 70)])
+def test_what_is_not_needed_any_more_is_overwritten(isa, rows, width, hidden):
+    first, second = layer(width, hidden, "gelu")[0], layer(hidden, width, seed=3)[0]
+    one = layer(width, width, "relu")[0]
+    x, residual = randn(rows, width, seed=5), randn(rows, width, seed=6)
+    expected = pointwise(x, one, residual)
+    actual = pointwise(x, one, residual, overwrite=True)
+    assert torch.equal(actual, expected)
+    expected_pair = pointwise_pair(x, first, second, x)
+    actual_pair = pointwise_pair(x, first, second, x, overwrite=True)
+    assert torch.equal(actual_pair, expected_pair)
+    if isa != "plain":
+        assert actual.data_ptr() == residual.data_ptr()
+        assert actual_pair.data_ptr() == x.data_ptr()
+
+
 def test_gelu_is_the_exact_one(isa):
     x = torch.linspace(-12, 12, 4801)[:, None]
     identity = Layer(*pack(torch.ones(1, 1), None), 1, "gelu")

@@ -82,11 +82,16 @@ def why_not_native(x: Tensor, *tensors: Tensor | None) -> str:
     return ""
 
 
-def pointwise(rows: Tensor, layer: Layer, residual: Tensor | None = None) -> Tensor:
-    """``activation(rows @ weight.T + bias) + residual``; rows (n, in), result (n, out)."""
+def pointwise(
+    rows: Tensor, layer: Layer, residual: Tensor | None = None, *, overwrite: bool = False
+) -> Tensor:
+    """``activation(rows @ weight.T + bias) + residual``; rows (n, in), result (n, out).
+
+    ``overwrite`` says that nobody needs the residual any more: its memory may become the result's.
+    """
     if why_not_native(rows, layer.weight, residual):
         return _plain(rows, layer, residual)
-    rows, residual, output = _prepare(rows, layer.out_channels, residual)
+    rows, residual, output = _prepare(rows, layer.out_channels, residual, overwrite)
     status = _library().rk_pointwise(
         ctypes.byref(layer.struct()), *_arguments(rows, residual, output)
     )
@@ -95,12 +100,20 @@ def pointwise(rows: Tensor, layer: Layer, residual: Tensor | None = None) -> Ten
 
 
 def pointwise_pair(
-    rows: Tensor, first: Layer, second: Layer, residual: Tensor | None = None
+    rows: Tensor,
+    first: Layer,
+    second: Layer,
+    residual: Tensor | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Tensor:
-    """``second(first(rows)) + residual`` without a tensor for what lies between the two."""
+    """``second(first(rows)) + residual`` without a tensor for what lies between the two.
+
+    The residual may be the rows themselves, also when it may be overwritten (see ``pointwise``).
+    """
     if why_not_native(rows, first.weight, second.weight, residual):
         return _plain(_plain(rows, first, None), second, residual)
-    rows, residual, output = _prepare(rows, second.out_channels, residual)
+    rows, residual, output = _prepare(rows, second.out_channels, residual, overwrite)
     status = _library().rk_pointwise_pair(
         ctypes.byref(first.struct()),
         ctypes.byref(second.struct()),
@@ -115,10 +128,12 @@ def _library() -> ctypes.CDLL:
 
 
 def _prepare(
-    rows: Tensor, out_channels: int, residual: Tensor | None
+    rows: Tensor, out_channels: int, residual: Tensor | None, overwrite: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     residual = None if residual is None else residual.contiguous()
-    return rows.contiguous(), residual, rows.new_empty(rows.shape[0], out_channels)
+    reused = residual if overwrite else None
+    output = rows.new_empty(rows.shape[0], out_channels) if reused is None else reused
+    return rows.contiguous(), residual, output
 
 
 def _arguments(rows: Tensor, residual: Tensor | None, output: Tensor) -> tuple[int | None, ...]:
