@@ -10,6 +10,7 @@ from collections.abc import Hashable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from replknet.ops import depthwise_conv2d, depthwise_conv2d_relu, problem_of
@@ -27,19 +28,20 @@ from replknet.ops.pointwise import (
 from replknet.ops.prepared import Forward, prepare_forward
 
 
-class _Packed(nn.Module):
+class PackedProduct(nn.Module):
     """Weight and bias of one product, laid out for the kernel."""
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, activation: Activation = "identity") -> None:
+    def __init__(
+        self, matrix: Tensor, bias: Tensor | None, activation: Activation = "identity"
+    ) -> None:
         super().__init__()
-        weight, bias = pack(layer.weight.flatten(1), layer.bias)
+        weight, packed_bias = pack(matrix, bias)
         self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
-        self.in_channels = weight.shape[1]
-        self.out_channels = layer.weight.shape[0]
+        self.register_buffer("bias", packed_bias)
+        self.out_channels, self.in_channels = matrix.shape
         self.activation: Activation = activation
 
     @property
@@ -50,12 +52,43 @@ class _Packed(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, activation={self.activation}"
 
 
-class PackedConv2d(_Packed):
+class PackedConv2d(PackedProduct):
     """``activation(conv1x1(x)) + residual`` on (N, in_channels, H, W)."""
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def __init__(self, conv: nn.Conv2d, activation: Activation = "identity") -> None:
+        super().__init__(conv.weight.flatten(1), conv.bias, activation)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        """``overwrite`` gives up the residual: its memory may become the result's."""
         rows = None if residual is None else to_rows(residual)
-        return from_rows(pointwise(to_rows(x), self.layer, rows), x)
+        return from_rows(pointwise(to_rows(x), self.layer, rows, overwrite=overwrite), x)
+
+
+class PackedPatchConv2d(PackedProduct):
+    """``activation(conv(x))`` on (N, in_channels, H, W), of a convolution of few inputs.
+
+    The patches that it sees are laid out as rows: worth it where they are small, as those of a
+    stem.
+    """
+
+    def __init__(self, conv: nn.Conv2d, activation: Activation = "identity") -> None:
+        super().__init__(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias, activation)
+        self.kernel_size, self.stride = conv.kernel_size, pair("stride", conv.stride, 1)
+        self.padding = four_sides(conv.padding, conv.kernel_size, self.stride, (1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        top, bottom, left, right = self.padding
+        image = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom)).contiguous()
+        batch, height, width, channels = image.shape
+        (kernel_h, kernel_w), (step_h, step_w) = self.kernel_size, self.stride
+        out_h, out_w = (height - kernel_h) // step_h + 1, (width - kernel_w) // step_w + 1
+        line = width * channels
+        patches = image.as_strided(
+            (batch, out_h, out_w, kernel_h, kernel_w * channels),
+            (height * line, step_h * line, step_w * channels, line, 1),
+        )
+        rows = pointwise(patches.reshape(-1, self.in_channels), self.layer)
+        return rows.view(batch, out_h, out_w, self.out_channels).permute(0, 3, 1, 2)
 
 
 class PackedMLP(nn.Module):
@@ -68,18 +101,20 @@ class PackedMLP(nn.Module):
         self, first: nn.Conv2d | nn.Linear, second: nn.Conv2d | nn.Linear, activation: Activation
     ) -> None:
         super().__init__()
-        self.first = _Packed(first, activation)
-        self.second = _Packed(second)
+        self.first = PackedProduct(first.weight.flatten(1), first.bias, activation)
+        self.second = PackedProduct(second.weight.flatten(1), second.bias)
         self.on_maps = isinstance(first, nn.Conv2d)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        """``overwrite`` gives up the residual: its memory may become the result's."""
         first, second = self.first.layer, self.second.layer
         if not self.on_maps:
             rows = None if residual is None else residual.reshape(-1, residual.shape[-1])
-            out = pointwise_pair(x.reshape(-1, x.shape[-1]), first, second, rows)
+            flat = x.reshape(-1, x.shape[-1])
+            out = pointwise_pair(flat, first, second, rows, overwrite=overwrite)
             return out.unflatten(0, x.shape[:-1])
         rows = None if residual is None else to_rows(residual)
-        return from_rows(pointwise_pair(to_rows(x), first, second, rows), x)
+        return from_rows(pointwise_pair(to_rows(x), first, second, rows, overwrite=overwrite), x)
 
 
 class FrozenDepthwiseConv2d(nn.Module):

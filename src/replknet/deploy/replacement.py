@@ -10,9 +10,17 @@ from timm.layers.activations import GELU
 from torch import Tensor, nn
 
 from replknet.deploy.folding import has_hooks, is_convolution, is_linear
-from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
-from replknet.models.replknet import ConvFFN, RepLKBlock
+from replknet.deploy.packed import (
+    FrozenDepthwiseConv2d,
+    PackedConv2d,
+    PackedMLP,
+    PackedPatchConv2d,
+)
+from replknet.models.replknet import ConvFFN, RepLKBlock, RepLKNetStage
 from replknet.ops.pointwise import Activation
+
+SMALL_PATCH = 64
+"""Inputs of a dense convolution's output up to which its patches are laid out as rows."""
 
 
 class PackedRepLKBlock(nn.Module):
@@ -24,8 +32,9 @@ class PackedRepLKBlock(nn.Module):
         self.large_kernel = FrozenDepthwiseConv2d(large_kernel, relu=True)
         self.pw2 = PackedConv2d(pw2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pw2(self.large_kernel(self.pw1(x)), residual=x)
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """``overwrite`` gives up ``x``: its memory may become the result's."""
+        return self.pw2(self.large_kernel(self.pw1(x)), x, overwrite)
 
 
 class PackedConvFFN(nn.Module):
@@ -35,12 +44,29 @@ class PackedConvFFN(nn.Module):
         super().__init__()
         self.mlp = PackedMLP(pw1, pw2, "gelu")
 
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """``overwrite`` gives up ``x``: its memory may become the result's."""
+        return self.mlp(x, x, overwrite)
+
+
+class PackedRepLKNetStage(nn.Module):
+    """Blocks of which each but the first writes over what it is given."""
+
+    def __init__(self, blocks: list[nn.Module], norm: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm  # applied by the network, as that of ``RepLKNetStage``
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(x, residual=x)
+        for place, block in enumerate(self.blocks):
+            x = block(x, overwrite=place > 0)
+        return x
 
 
 def replacement(module: nn.Module) -> nn.Module | None:
     """Inference layer that computes what ``module`` does in evaluation mode, if there is one."""
+    if type(module) is RepLKNetStage:
+        return _stage(module)
     if type(module) is RepLKBlock:
         return _replk_block(module)
     if type(module) is ConvFFN:
@@ -49,6 +75,8 @@ def replacement(module: nn.Module) -> nn.Module | None:
         return _mlp(module)
     if is_pointwise(module):
         return PackedConv2d(module)
+    if is_patchwise(module):
+        return PackedPatchConv2d(module)
     if is_depthwise(module):
         return FrozenDepthwiseConv2d(module)
     return None
@@ -63,6 +91,8 @@ def replace_in_sequence(sequence: nn.Sequential) -> None:
         fused: nn.Module | None = None
         if kind is not None and is_pointwise(layer):
             fused = PackedConv2d(layer, kind)
+        elif kind is not None and is_patchwise(layer):
+            fused = PackedPatchConv2d(layer, kind)
         elif kind == "relu" and is_depthwise(layer):
             fused = FrozenDepthwiseConv2d(layer, relu=True)
         if fused is not None:
@@ -74,7 +104,20 @@ def replace_in_sequence(sequence: nn.Sequential) -> None:
 
 def is_pointwise(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     """Whether ``module`` is a convolution that multiplies each pixel with one matrix."""
+    return _is_dense(module) and module.kernel_size == (1, 1)
+
+
+def is_patchwise(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    """Whether ``module`` is a dense convolution whose patches are small."""
+    return _is_dense(module) and module.kernel_size != (1, 1)
+
+
+def _is_dense(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     return isinstance(module, nn.Conv2d) and not obstacle(module) and module.groups == 1
+
+
+def _patch(conv: nn.Conv2d) -> int:
+    return conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1]
 
 
 def is_depthwise(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
@@ -92,6 +135,8 @@ def obstacle(conv: nn.Conv2d) -> str:
         return ""
     if conv.groups > 1:
         return f"has {conv.groups} groups of {conv.in_channels // conv.groups} channels"
+    if conv.kernel_size != (1, 1) and conv.dilation == (1, 1) and _patch(conv) <= SMALL_PATCH:
+        return ""
     if conv.kernel_size != (1, 1):
         return f"is dense with a {conv.kernel_size[0]}x{conv.kernel_size[1]} kernel"
     if conv.stride != (1, 1):
@@ -115,6 +160,12 @@ def activation_of(module: nn.Module | None) -> Activation | None:
 def _unit(unit: nn.Sequential) -> list[nn.Module]:
     """Convolution and activation of a conv-BN-activation unit whose norm is folded away."""
     return [part for part in unit.children() if not isinstance(part, nn.Identity)]
+
+
+def _stage(stage: RepLKNetStage) -> nn.Module | None:
+    blocks = [replacement(block) for block in stage.blocks]
+    packed = [block for block in blocks if isinstance(block, (PackedRepLKBlock, PackedConvFFN))]
+    return PackedRepLKNetStage(list(packed), stage.norm) if len(packed) == len(blocks) else None
 
 
 def _replk_block(block: RepLKBlock) -> nn.Module | None:
