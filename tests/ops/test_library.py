@@ -164,3 +164,48 @@ def test_keeps_only_what_the_wanted_gradients_need():
         assert saved == [input.shape]
         depthwise_conv2d(input, weight.detach(), algorithm="torch")
         assert saved == [input.shape, weight.shape]
+
+
+def test_negated_views_count_with_their_sign():
+    input, weight, _ = (tensor.detach() for tensor in arguments())
+    negated = torch.view_as_complex(torch.stack([input, input], -1)).conj().imag
+    assert negated.is_neg()
+    torch.testing.assert_close(
+        depthwise_conv2d(negated, weight), depthwise_conv2d(-input, weight), rtol=0, atol=0
+    )
+
+
+def test_modes_and_subclasses_see_the_operator():
+    seen = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    class Watched(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return super().__torch_function__(function, types, args, kwargs)
+
+    input, weight, bias = (tensor.detach() for tensor in arguments())
+    operator = torch.ops.replknet.depthwise_conv2d.default
+    depthwise_conv2d(input, weight, bias)
+    assert seen == []
+    with Watch():
+        depthwise_conv2d(input, weight, bias)
+    assert operator in seen
+    seen.clear()
+    depthwise_conv2d(input.as_subclass(Watched), weight, bias)
+    assert operator in seen
+    with torch.profiler.profile() as profile:
+        depthwise_conv2d(input, weight, bias)
+    assert "replknet::depthwise_conv2d" in {event.key for event in profile.key_averages()}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_second_derivatives_of_the_bare_call(format):
+    input, weight, bias = (tensor.detach().double() for tensor in arguments(format))
+    tensors = [tensor.requires_grad_() for tensor in (input[:1, :2], weight[:2], bias[:2])]
+    assert torch.autograd.gradgradcheck(lambda *t: depthwise_conv2d(*t, padding=(2, 1)), tensors)

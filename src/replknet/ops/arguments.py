@@ -54,35 +54,46 @@ def four_sides(
 
 def check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Refuse tensors that do not describe a depthwise convolution."""
-    if input.ndim != 4:
-        raise ValueError(f"input must be (N, C, H, W), got shape {tuple(input.shape)}")
-    check_weight(weight)
-    channels = weight.shape[0]
-    if input.shape[1] != channels:
-        raise ValueError(
-            f"input has {input.shape[1]} channels and weight {channels}; a depthwise convolution "
-            "has one filter for each channel"
-        )
-    if bias is not None and tuple(bias.shape) != (channels,):
-        raise ValueError(f"bias must have shape ({channels},), got {tuple(bias.shape)}")
-    if input.dtype not in DTYPES:
-        names = ", ".join(str(dtype) for dtype in DTYPES)
-        raise NotImplementedError(f"input has dtype {input.dtype}; supported are {names}")
+    check_shapes(input.shape, weight.shape, None if bias is None else bias.shape)
+    check_dtypes(input.dtype, weight.dtype, None if bias is None else bias.dtype)
     for name, other in (("weight", weight), ("bias", bias)):
-        if other is not None and other.dtype != input.dtype:
-            raise ValueError(f"input is {input.dtype} but {name} is {other.dtype}; use one dtype")
         if other is not None and other.device != input.device:
             raise ValueError(
                 f"input is on {input.device} but {name} is on {other.device}; use one device"
             )
 
 
-def check_weight(weight: Tensor) -> None:
+def check_shapes(input: Sequence[int], weight: Sequence[int], bias: Sequence[int] | None) -> None:
+    """Refuse shapes that do not fit together."""
+    if len(input) != 4:
+        raise ValueError(f"input must be (N, C, H, W), got shape {tuple(input)}")
+    check_weight(weight)
+    channels = weight[0]
+    if input[1] != channels:
+        raise ValueError(
+            f"input has {input[1]} channels and weight {channels}; a depthwise convolution "
+            "has one filter for each channel"
+        )
+    if bias is not None and tuple(bias) != (channels,):
+        raise ValueError(f"bias must have shape ({channels},), got {tuple(bias)}")
+
+
+def check_dtypes(input: torch.dtype, weight: torch.dtype, bias: torch.dtype | None) -> None:
+    """Refuse unsupported and mixed dtypes."""
+    if input not in DTYPES:
+        names = ", ".join(str(dtype) for dtype in DTYPES)
+        raise NotImplementedError(f"input has dtype {input}; supported are {names}")
+    for name, other in (("weight", weight), ("bias", bias)):
+        if other is not None and other != input:
+            raise ValueError(f"input is {input} but {name} is {other}; use one dtype")
+
+
+def check_weight(shape: Sequence[int]) -> None:
     """Refuse a weight that is not (C, 1, Kh, Kw)."""
-    if weight.ndim != 4 or weight.shape[1] != 1:
-        raise ValueError(f"weight must be (C, 1, Kh, Kw), got shape {tuple(weight.shape)}")
-    if weight.shape[2] < 1 or weight.shape[3] < 1:
-        raise ValueError(f"weight must have at least one tap, got shape {tuple(weight.shape)}")
+    if len(shape) != 4 or shape[1] != 1:
+        raise ValueError(f"weight must be (C, 1, Kh, Kw), got shape {tuple(shape)}")
+    if shape[2] < 1 or shape[3] < 1:
+        raise ValueError(f"weight must have at least one tap, got shape {tuple(shape)}")
 
 
 def layout_of(tensor: Tensor) -> Layout:

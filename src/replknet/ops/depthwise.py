@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from replknet.ops import library
+from replknet.ops import library, passes
 from replknet.ops.arguments import (
     Padding,
+    check_dtypes,
+    check_shapes,
     check_tensors,
     four_sides,
     layout_of,
@@ -21,7 +23,8 @@ from replknet.ops.arguments import (
     pair,
 )
 from replknet.ops.choose import known_name, pytorch_alone_is_faster, requested
-from replknet.ops.problem import Layout
+from replknet.ops.eager import is_ordinary, nothing_listens
+from replknet.ops.problem import Layout, Problem
 
 Size = int | tuple[int, int]
 
@@ -90,6 +93,8 @@ def _call(
     relu: bool,
     algorithm: str,
 ) -> Tensor:
+    if nothing_listens() and is_ordinary(input) and is_ordinary(weight) and is_ordinary(bias):
+        return _bare(input, weight, bias, stride, padding, dilation, relu, algorithm)
     known_name(algorithm)
     device = input.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
@@ -99,61 +104,96 @@ def _call(
     check_tensors(input, weight, bias)
     steps, holes = pair("stride", stride, 1), pair("dilation", dilation, 1)
     sides = four_sides(padding, weight.shape[2:], steps, holes)
-    if not relu and algorithm == "auto" and _plain(input, weight, steps, sides, holes):
-        return F.conv2d(input, weight, bias, steps, sides[::2], holes, weight.shape[0])
     return library.forward(input, weight, bias, steps, sides, holes, relu, algorithm)
 
 
-def _plain(
+def _bare(
     input: Tensor,
     weight: Tensor,
-    stride: tuple[int, int],
-    padding: tuple[int, int, int, int],
-    dilation: tuple[int, int],
-) -> bool:
-    """Whether to leave the whole call to PyTorch; a compiled graph keeps the operator."""
-    if torch.compiler.is_compiling() or requested("auto") != "auto":
-        return False
-    grad = torch.is_grad_enabled()
-    return _pytorch_is_faster(
+    bias: Tensor | None,
+    stride: Size,
+    padding: Padding,
+    dilation: Size,
+    relu: bool,
+    algorithm: str,
+) -> Tensor:
+    """The operator without its call, on tensors of the CPU."""
+    problem = _known_problem(
         input.shape,
-        (weight.shape[2], weight.shape[3]),
-        stride,
-        padding,
-        dilation,
+        weight.shape,
+        None if bias is None else bias.shape,
         input.dtype,
+        weight.dtype,
+        None if bias is None else bias.dtype,
+        _hashable(stride),
+        _hashable(padding),
+        _hashable(dilation),
         layout_of(input),
-        input.device.type,
-        grad and input.requires_grad,
-        grad and weight.requires_grad,
-        torch.get_num_threads(),
+    )
+    grads = 0
+    if torch.is_grad_enabled():
+        of_bias = bias is not None and bias.requires_grad
+        grads = input.requires_grad + 2 * weight.requires_grad + 4 * of_bias
+    if (
+        algorithm == "auto"
+        and not relu
+        and _pytorch_is_faster(problem, grads, torch.get_num_threads())
+        and requested("auto") == "auto"
+    ):
+        return F.conv2d(
+            input,
+            weight,
+            bias,
+            problem.stride,
+            problem.padding[::2],
+            problem.dilation,
+            problem.channels,
+        )
+    if not grads:
+        return passes.forward(problem, input, weight, bias, relu, algorithm)
+    output: Tensor = library.DepthwiseConvolution.apply(
+        input, weight, bias, problem.stride, problem.padding, problem.dilation, relu, algorithm
+    )
+    return output
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@lru_cache(maxsize=4096)
+def _known_problem(
+    input: tuple[int, ...],
+    weight: tuple[int, ...],
+    bias: tuple[int, ...] | None,
+    input_dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    bias_dtype: torch.dtype | None,
+    stride: Size,
+    padding: Padding,
+    dilation: Size,
+    layout: Layout,
+) -> Problem:
+    """The forward problem on the CPU of tensors of these shapes and dtypes."""
+    check_shapes(input, weight, bias)
+    check_dtypes(input_dtype, weight_dtype, bias_dtype)
+    steps, holes = pair("stride", stride, 1), pair("dilation", dilation, 1)
+    sides = four_sides(padding, weight[2:], steps, holes)
+    return make_problem(
+        "forward", input, weight[2:], steps, sides, holes, input_dtype, layout, "cpu"
     )
 
 
 @lru_cache(maxsize=4096)
-def _pytorch_is_faster(
-    input_size: tuple[int, int, int, int],
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int, int, int],
-    dilation: tuple[int, int],
-    dtype: torch.dtype,
-    layout: Layout,
-    device: str,
-    input_gradient: bool,
-    weight_gradient: bool,
-    threads: int,
-) -> bool:
-    top, bottom, left, right = padding
-    if (top, left) != (bottom, right) or 0 in input_size or device != "cpu":
+def _pytorch_is_faster(forward: Problem, grads: int, threads: int) -> bool:
+    """Whether to leave a call to PyTorch, gradients of input (1) and weight (2) included."""
+    top, bottom, left, right = forward.padding
+    if (top, left) != (bottom, right) or 0 in (forward.batch, forward.height, forward.width):
         return False
-    forward = make_problem(
-        "forward", input_size, kernel_size, stride, padding, dilation, dtype, layout, device
-    )
     problems = [forward]
-    if input_gradient:
+    if grads & 1:
         problems.append(replace(forward, pass_="grad_input"))
-    if weight_gradient:
+    if grads & 2:
         problems.append(replace(forward, pass_="grad_weight"))
     return pytorch_alone_is_faster(problems)
 

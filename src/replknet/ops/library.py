@@ -8,8 +8,8 @@ derivatives of every order. Arguments are in their full form: ``stride`` and ``d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -19,11 +19,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 from replknet.ops import passes
 from replknet.ops.arguments import layout_of, make_problem, memory_format
+from replknet.ops.eager import is_ordinary, nothing_listens
 from replknet.ops.problem import Layout
 
 
-@torch.library.custom_op("replknet::depthwise_conv2d", mutates_args=())
-def forward(
+def run_forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -48,8 +48,7 @@ def forward(
     return passes.forward(problem, input, weight, bias, relu, algorithm)
 
 
-@torch.library.custom_op("replknet::depthwise_conv2d_grad_input", mutates_args=())
-def grad_input(
+def run_grad_input(
     grad_output: Tensor,
     weight: Tensor,
     input_size: Sequence[int],
@@ -74,8 +73,7 @@ def grad_input(
     return passes.grad_input(problem, grad_output, weight, algorithm)
 
 
-@torch.library.custom_op("replknet::depthwise_conv2d_grad_weight", mutates_args=())
-def grad_weight(
+def run_grad_weight(
     grad_output: Tensor,
     input: Tensor,
     kernel_size: Sequence[int],
@@ -101,6 +99,11 @@ def grad_weight(
 
 # A call costs a few microseconds less with a problem that is at hand.
 _problem = lru_cache(maxsize=4096)(make_problem)
+
+_operator: Any = partial(torch.library.custom_op, mutates_args=())
+forward = _operator("replknet::depthwise_conv2d", run_forward)
+grad_input = _operator("replknet::depthwise_conv2d_grad_input", run_grad_input)
+grad_weight = _operator("replknet::depthwise_conv2d_grad_weight", run_grad_weight)
 
 
 # Shapes, for fake tensors and the meta device. Sizes may be symbolic: nothing here is cached.
@@ -159,13 +162,17 @@ def _forward_backward(ctx: Any, grad: Tensor) -> tuple:
     input, weight, output = ctx.saved_tensors
     if output is not None:
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
+    # Nobody is to see or to differentiate the gradients: spare the calls of operators.
+    bare = not torch.is_grad_enabled() and nothing_listens() and is_ordinary(grad)
+    to_input: Callable[..., Tensor] = run_grad_input if bare else grad_input
+    to_weight: Callable[..., Tensor] = run_grad_weight if bare else grad_weight
     grads: list[Tensor | None] = [None] * 8
     if ctx.needs_input_grad[0]:
-        grads[0] = grad_input(
+        grads[0] = to_input(
             grad, weight, ctx.input_size, *ctx.geometry, ctx.channels_last, ctx.algorithm
         )
     if ctx.needs_input_grad[1]:
-        grads[1] = grad_weight(grad, input, ctx.kernel_size, *ctx.geometry, ctx.algorithm)
+        grads[1] = to_weight(grad, input, ctx.kernel_size, *ctx.geometry, ctx.algorithm)
     if ctx.needs_input_grad[2]:
         grads[2] = grad.sum((0, 2, 3))
     return tuple(grads)
@@ -215,6 +222,20 @@ def _grad_weight_backward(ctx: Any, grad: Tensor) -> tuple:
 forward.register_autograd(_forward_backward, setup_context=_forward_context)
 grad_input.register_autograd(_grad_input_backward, setup_context=_grad_input_context)
 grad_weight.register_autograd(_grad_weight_backward, setup_context=_grad_weight_context)
+
+
+class DepthwiseConvolution(torch.autograd.Function):
+    """``forward`` with the same derivatives, for tensors and modes that need no operator."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = run_forward(*inputs)
+        _forward_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return _forward_backward(ctx, grad)
 
 
 # vmap. A mapped dimension joins the batch where it can, else the channels: each channel has its

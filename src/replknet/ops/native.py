@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
 
 import torch
@@ -13,9 +14,8 @@ from torch import Tensor
 
 from replknet.ops import _binary
 from replknet.ops.algorithm import Support
-from replknet.ops.arguments import memory_format
 from replknet.ops.cost import predict
-from replknet.ops.problem import Problem
+from replknet.ops.problem import Layout, Problem
 
 _PASSES = {
     "forward": _binary.FORWARD,
@@ -54,7 +54,7 @@ class NativeAlgorithm:
         if problem.dtype not in _DTYPES:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
             return Support(False, f"the native core computes {known}, not {problem.dtype}")
-        if _library().rk_supports(self._struct(problem)):
+        if _library().rk_supports(_struct(problem, self._code, 1)):
             return Support(
                 False,
                 f"the native {self.name} algorithm has no kernel for stride {problem.stride}, "
@@ -72,12 +72,13 @@ class NativeAlgorithm:
         self, problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool
     ) -> Tensor:
         output = _empty_output(problem)
+        bias = None if bias is None else _float32(bias)
         self._run(problem, input, _float32(weight), None, bias, output, relu)
         return output
 
     def prepare(self, problem: Problem, weight: Tensor) -> PreparedFilter:
         """Filters for ``forward_prepared``, valid as long as ``weight`` does not change."""
-        struct = self._struct(problem)
+        struct = _struct(problem, self._code, torch.get_num_threads())
         size = _library().rk_spectrum_bytes(struct)
         data = torch.empty(size // 4, dtype=torch.float32)  # PyTorch aligns to 64 bytes
         _check(_library().rk_prepare(struct, _float32(weight).data_ptr(), data.data_ptr()))
@@ -96,21 +97,21 @@ class NativeAlgorithm:
                 f"the filters were prepared for {prepared.isa}, but {isa()} is in use; prepare anew"
             )
         output = _empty_output(prepared.problem)
+        bias = None if bias is None else _float32(bias)
         self._run(prepared.problem, input, None, prepared.data, bias, output, relu)
         return output
 
     def grad_input(self, problem: Problem, grad_output: Tensor, weight: Tensor) -> Tensor:
         size = (problem.batch, problem.channels, problem.height, problem.width)
-        gradient = torch.empty(
-            size, dtype=problem.dtype, memory_format=memory_format(problem.layout)
-        )
+        strides = _contiguous_strides(problem)[0]
+        gradient = torch.empty_strided(size, strides, dtype=problem.dtype)
         self._run(problem, gradient, _float32(weight), None, None, grad_output)
         return gradient
 
     def grad_weight(self, problem: Problem, grad_output: Tensor, input: Tensor) -> Tensor:
         gradient = torch.empty(problem.channels, 1, *problem.kernel_size, dtype=torch.float32)
         self._run(problem, input, gradient, None, None, grad_output)
-        return gradient.to(problem.dtype)
+        return gradient if problem.dtype == torch.float32 else gradient.to(problem.dtype)
 
     def _run(
         self,
@@ -122,37 +123,68 @@ class NativeAlgorithm:
         output: Tensor,
         relu: bool = False,
     ) -> None:
-        struct = self._struct(problem)
-        struct.input_stride[:] = input.stride()
-        struct.output_stride[:] = output.stride()
-        struct.relu = relu
-        bias = None if bias is None else _float32(bias)
-        tensors = (input, weight, spectrum, bias, output)
-        pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
-        _check(_library().rk_run(struct, *pointers))
-
-    def _struct(self, problem: Problem) -> _binary.ProblemStruct:
-        output_h, output_w = problem.output_size
-        return _binary.ProblemStruct(
-            batch=problem.batch,
-            channels=problem.channels,
-            in_h=problem.height,
-            in_w=problem.width,
-            out_h=output_h,
-            out_w=output_w,
-            kernel_h=problem.kernel_size[0],
-            kernel_w=problem.kernel_size[1],
-            stride_h=problem.stride[0],
-            stride_w=problem.stride[1],
-            dilation_h=problem.dilation[0],
-            dilation_w=problem.dilation[1],
-            pad_top=problem.padding[0],
-            pad_left=problem.padding[2],
-            pass_=_PASSES[problem.pass_],
-            algorithm=self._code,
-            dtype=_DTYPES[problem.dtype],
-            threads=torch.get_num_threads(),
+        threads = torch.get_num_threads()
+        struct = _struct(problem, self._code, threads, relu)
+        strides = input.stride(), output.stride()
+        if strides != _contiguous_strides(problem):
+            struct = _binary.ProblemStruct.from_buffer_copy(struct)
+            struct.input_stride[:], struct.output_stride[:] = strides
+        status = _library().rk_run(
+            struct,
+            input.data_ptr(),
+            None if weight is None else weight.data_ptr(),
+            None if spectrum is None else spectrum.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            output.data_ptr(),
         )
+        if status:
+            _check(status)
+
+
+@lru_cache(maxsize=4096)
+def _struct(
+    problem: Problem, algorithm: int, threads: int, relu: bool = False
+) -> _binary.ProblemStruct:
+    """The problem for the native core, with tensors in the problem's layout; not to be changed."""
+    output_h, output_w = problem.output_size
+    input_stride, output_stride = _contiguous_strides(problem)
+    return _binary.ProblemStruct(
+        batch=problem.batch,
+        channels=problem.channels,
+        in_h=problem.height,
+        in_w=problem.width,
+        out_h=output_h,
+        out_w=output_w,
+        input_stride=input_stride,
+        output_stride=output_stride,
+        kernel_h=problem.kernel_size[0],
+        kernel_w=problem.kernel_size[1],
+        stride_h=problem.stride[0],
+        stride_w=problem.stride[1],
+        dilation_h=problem.dilation[0],
+        dilation_w=problem.dilation[1],
+        pad_top=problem.padding[0],
+        pad_left=problem.padding[2],
+        pass_=_PASSES[problem.pass_],
+        algorithm=algorithm,
+        dtype=_DTYPES[problem.dtype],
+        relu=relu,
+        threads=threads,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _contiguous_strides(problem: Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Strides of a pass's input and output in the problem's layout."""
+    sizes = (problem.height, problem.width), problem.output_size
+    input, output = (_strides(problem.channels, *size, problem.layout) for size in sizes)
+    return input, output
+
+
+def _strides(channels: int, height: int, width: int, layout: Layout) -> tuple[int, ...]:
+    if layout == "NHWC":
+        return channels * height * width, 1, channels * width, channels
+    return channels * height * width, height * width, width, 1
 
 
 def why_missing() -> str:
@@ -206,8 +238,10 @@ def _check(status: int) -> None:
 
 def _empty_output(problem: Problem) -> Tensor:
     size = (problem.batch, problem.channels, *problem.output_size)
-    return torch.empty(size, dtype=problem.dtype, memory_format=memory_format(problem.layout))
+    return torch.empty_strided(size, _contiguous_strides(problem)[1], dtype=problem.dtype)
 
 
 def _float32(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(torch.float32).contiguous()
+    if tensor.dtype != torch.float32:
+        tensor = tensor.detach().to(torch.float32)
+    return tensor.contiguous()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 from torch import Tensor
 
 from replknet.ops.choose import choose
-from replknet.ops.native import NativeAlgorithm
+from replknet.ops.native import NativeAlgorithm, PreparedFilter
 from replknet.ops.problem import Problem
 from replknet.ops.trim import trim
 
@@ -29,12 +30,16 @@ def prepare_forward(problem: Problem, weight: Tensor) -> Forward:
         prepared = algorithm.prepare(problem, weight)
         if prepared.data.numel():  # nothing where the kernel reads the weight itself
             return lambda input, bias, relu: algorithm.forward_prepared(
-                input, replace(prepared, problem=_for(problem, input)), bias, relu
+                input,
+                PreparedFilter(_for(problem, input.shape[0]), prepared.isa, prepared.data),
+                bias,
+                relu,
             )
     return lambda input, bias, relu: algorithm.forward(
-        _for(problem, input), input, weight, bias, relu
+        _for(problem, input.shape[0]), input, weight, bias, relu
     )
 
 
-def _for(problem: Problem, input: Tensor) -> Problem:
-    return replace(problem, batch=input.shape[0])
+@lru_cache(maxsize=4096)
+def _for(problem: Problem, batch: int) -> Problem:
+    return replace(problem, batch=batch)

@@ -32,7 +32,7 @@ class Problem:
     layout: Layout
     device: str  # torch.device.type
 
-    @property
+    @cached_property
     def output_size(self) -> tuple[int, int]:
         """Output height and width."""
         top, bottom, left, right = self.padding
