@@ -3,6 +3,7 @@
 // Infinities and NaNs of the input stay within their receptive fields: products with padding are never formed.
 #include "direct_convolve.h"
 #include "direct_correlate.h"
+#include "direct_rows.h"
 
 namespace RK_ISA {
 namespace direct {
@@ -31,7 +32,15 @@ static void prepare(const Call& call) {
                   p.kernel_w * kLanes);
 }
 
-static void run(const Call& call) { (call.problem->pass == RK_GRAD_WEIGHT ? run_weight_gradient : run_tiles)(call); }
+static void run(const Call& call) {
+    const rk_problem& p = *call.problem;
+    if (p.pass == RK_GRAD_WEIGHT)
+        run_weight_gradient(call);
+    else if (suits_rows(p) && !call.spectrum)
+        run_rows(call);
+    else
+        run_tiles(call);
+}
 
 }  // namespace direct
 

@@ -138,6 +138,28 @@ def test_every_width_of_map_and_filter(isa, width):
 
 
 @each_isa
+@pytest.mark.parametrize("taps", [3, 5, 7])
+def test_small_filters_along_rows(isa, taps):
+    """Every number of vectors of columns in a strip, with the filter off the map's middle."""
+    with native.force_isa(isa):
+        for width in (12, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 79, 112, 129):
+            for padding in ((taps // 2,) * 4, (0, taps - 1, taps - 1, 0), (1, 0, 0, 1)):
+                check((1, 2, 9, width), (taps, taps), padding)
+        check((1, 1, 70, 40), (taps, taps), (1, 2, 1, 2))  # bands of one map
+
+
+@each_isa
+def test_rows_may_have_gaps(isa):
+    input, weight = torch.randn(2, 3, 9, 40), torch.randn(3, 1, 5, 5)
+    problem = problem_of("forward", input, weight, (2, 2, 2, 2))
+    spread = torch.full((2, 3, 18, 50), torch.nan)[:, :, ::2, 5:45]
+    spread.copy_(input)
+    with native.force_isa(isa):
+        result = DIRECT.forward(problem, spread, weight, None, False)
+        assert torch.equal(result, DIRECT.forward(problem, input, weight, None, False))
+
+
+@each_isa
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize(
     ("size", "kernel_size"),
@@ -176,8 +198,9 @@ def test_half_precision_rounds_only_its_results(isa, dtype, half_ulp, layout):
 @each_isa
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("channels", [16, 19])
-def test_bias_and_relu(isa, layout, channels):
-    input = lay_out(torch.randn(2, channels, 8, 9), layout)
+@pytest.mark.parametrize("width", [9, 30])
+def test_bias_and_relu(isa, layout, channels, width):
+    input = lay_out(torch.randn(2, channels, 8, width), layout)
     weight, bias = torch.randn(channels, 1, 3, 3), torch.randn(channels)
     problem = problem_of("forward", input, weight, (1, 1, 1, 1))
     input[0, 0, 0, 0] = torch.nan
