@@ -1,20 +1,27 @@
 """Compare algorithm="auto" with PyTorch's faster memory format over a grid of sizes.
 
     python benchmarks/auto_never_slower.py [--every N] [--slower-than 0.95]
+    python benchmarks/auto_never_slower.py --rows rows.jsonl --seconds 80  # again until all is done
 
 Prints the cases where "auto" is slower than asked for, the worst first, and the quantiles of all.
+With --rows, cases are kept in a file and not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
 from replknet.analysis.benchmark_op import interleave
-from replknet.analysis.op_engines import Case, chosen_algorithms, engines
+from replknet.analysis.op_engines import Call, Case, engines
 
 KERNEL_SIZES = (3, 5, 7, 9, 11, 13, 17, 21, 25, 31, 51)
 MAPS = ((7, 7), (14, 14), (28, 28), (56, 56), (64, 48), (112, 112))
@@ -22,44 +29,93 @@ CHANNELS = (32, 96, 130, 512)
 BATCHES = (1, 8)
 LAYOUTS = ("nchw", "channels_last")
 ROUNDS, MAX_SECONDS = 7, 0.2
+PART_CHANNELS = 16
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--every", type=int, default=1, help="measure every N-th case of the grid")
     parser.add_argument("--slower-than", type=float, default=0.95)
+    parser.add_argument("--rows", type=Path, help="keep what is measured in this file")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     arguments = parser.parse_args()
     grid = list(itertools.product(MAPS, BATCHES, CHANNELS, KERNEL_SIZES))[:: arguments.every]
+    cases = [Case(batch, channels, size, (k, k)) for size, batch, channels, k in grid]
+    path = arguments.rows
+    kept = path.read_text().splitlines() if path and path.exists() else []
+    rows = {row["case"]: row for row in map(json.loads, kept)}
+    end = time.monotonic() + arguments.seconds
+    for case in cases:
+        if str(case) in rows or time.monotonic() > end:
+            continue
+        rows[str(case)] = measure(case)
+        if path:
+            with path.open("a") as file:
+                file.write(json.dumps(rows[str(case)]) + "\n")
+    report([rows[str(case)] for case in cases if str(case) in rows], arguments.slower_than)
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Seconds of both passes in both memory formats, ours and PyTorch's."""
+    return {
+        "case": str(case),
+        "forward": compare(case, train=False),
+        "forward+backward": compare(case, train=True),
+    }
+
+
+def compare(case: Case, train: bool) -> dict[str, float]:
+    """Seconds by engine, without those of PyTorch that take longer for a part than we for all."""
+    ours = {name: prepare(name, case, train) for name in names("replknet")}
+    enough = sum(second_time(call) for call in ours.values())
+    parts = [replace(case, batch=1, channels=PART_CHANNELS), replace(case, batch=1)]
+    rivals = {
+        name: prepare(name, case, train)
+        for name in names("pytorch")
+        if all(second_time(prepare(name, part, train)) < enough for part in parts)
+    }
+    samples = interleave({**ours, **rivals}, ROUNDS, MAX_SECONDS)
+    return {name: median(seconds) for name, seconds in samples.items()}
+
+
+def second_time(call: Call) -> float:
+    """Seconds of a call after a first one, which prepares."""
+    call()
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def names(library: str) -> list[str]:
+    return [f"{library} {layout}" for layout in LAYOUTS]
+
+
+def prepare(name: str, case: Case, train: bool) -> Call:
+    engine = engines()[name]
+    prepare = engine.train if train else engine.forward
+    assert prepare is not None
+    return prepare(case)
+
+
+def report(rows: list[dict[str, Any]], limit: float) -> None:
+    """Print what is slower than `limit` of PyTorch's best, and quantiles of the speedups."""
     ratios = []
-    for size, batch, channels, kernel_size in grid:
-        case = Case(batch, channels, size, (kernel_size, kernel_size))
-        for train in (False, True):
-            for layout, ratio in compare(case, train).items():
-                ratios.append((ratio, case, "train" if train else "forward", layout))
-    ratios.sort(key=lambda row: row[0])
-    slow = [row for row in ratios if row[0] < arguments.slower_than]
-    for ratio, case, passes, layout in slow:
-        print(f"{ratio:.2f}x  {case}  {passes}  {layout}  ({chosen_algorithms(case)})")
-    print(f"{len(slow)} of {len(ratios)} slower than {arguments.slower_than} of PyTorch's best, ")
+    for row in rows:
+        for passes in ("forward", "forward+backward"):
+            times = row[passes]
+            best = min((t for n, t in times.items() if n in names("pytorch")), default=float("inf"))
+            ratios += [
+                (best / times[name], row["case"], passes, name) for name in names("replknet")
+            ]
+    ratios.sort()
+    slow = [row for row in ratios if row[0] < limit]
+    for ratio, case, passes, name in slow:
+        print(f"{ratio:.2f}x  {case}  {passes}  {name.removeprefix('replknet ')}")
+    print(f"{len(slow)} of {len(ratios)} slower than {limit} of PyTorch's best, ")
     print(f"with {torch.get_num_threads()} threads; speedups at 0, 1, 5, 25, 50, 75, 100 %:")
     values = [row[0] for row in ratios]
     at = [values[int(p * (len(values) - 1))] for p in (0, 0.01, 0.05, 0.25, 0.5, 0.75, 1)]
     print("  ".join(f"{value:.2f}x" for value in at))
-
-
-def compare(case: Case, train: bool) -> dict[str, float]:
-    """Speedup of "auto" over PyTorch's best, by memory format."""
-    known = engines()
-    calls = {}
-    for library in ("pytorch", "replknet"):
-        for layout in LAYOUTS:
-            engine = known[f"{library} {layout}"]
-            prepare = engine.train if train else engine.forward
-            assert prepare is not None
-            calls[engine.name] = prepare(case)
-    times = {name: median(s) for name, s in interleave(calls, ROUNDS, MAX_SECONDS).items()}
-    best = min(times[f"pytorch {layout}"] for layout in LAYOUTS)
-    return {layout: best / times[f"replknet {layout}"] for layout in LAYOUTS}
 
 
 if __name__ == "__main__":
