@@ -11,7 +11,7 @@
 namespace RK_ISA {
 namespace direct {
 
-constexpr int64_t kBandBytes = 1 << 20;
+constexpr int64_t kBandBytes = 1 << 19;
 
 static bool is_packed(const Image& image) {
     return image.dtype == RK_F32 && image.c == 1 && image.channels == kLanes;
@@ -61,6 +61,17 @@ static Source source(const Call& call) {
 struct Job {
     int64_t n, group, phase_h, phase_w, tile_row, tile_col;
 };
+
+constexpr int64_t kAheadBytes = 16 << 10;
+
+// Fetches the filters of the next group into the cache while this one is computed.
+static void fetch_ahead(const Call& call, int64_t group) {
+    const rk_problem& p = *call.problem;
+    const int64_t bytes = filter_floats(p) * sizeof(float);
+    if (bytes > kAheadBytes || (group + 1) * kLanes >= p.channels) return;
+    const char* next = static_cast<const char*>(call.spectrum ? call.spectrum : call.weight) + (group + 1) * bytes;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i);
+}
 
 static void correlate_tile(const Call& call, const Source& s, const Job& job, const Buffers& buffers) {
     const rk_problem& p = *s.problem;
@@ -163,12 +174,14 @@ static void run_tiles(const Call& call) {
             part /= s.tiling.row_tiles;
             job.phase_w = part % s.phases_w;
             job.phase_h = part / s.phases_w;
-            if (call.spectrum) {
-                buffers.filter = static_cast<const float*>(call.spectrum) + job.group * filter_floats(p);
-            } else if (packed != job.group) {
-                read_tile(filter_image(p, call.weight, job.group), 0, 0, p.kernel_h, p.kernel_w, filter,
-                          p.kernel_w * kLanes);
+            if (packed != job.group) {
+                if (call.spectrum)
+                    buffers.filter = static_cast<const float*>(call.spectrum) + job.group * filter_floats(p);
+                else
+                    read_tile(filter_image(p, call.weight, job.group), 0, 0, p.kernel_h, p.kernel_w, filter,
+                              p.kernel_w * kLanes);
                 packed = job.group;
+                fetch_ahead(call, job.group);
             }
             correlate_tile(call, s, job, buffers);
         }
