@@ -114,7 +114,8 @@ def test_calibration_measures_every_curve(monkeypatch, tmp_path):
     monkeypatch.setattr(calibrate, "SECONDS_PER_TIMING", 0.0)
     told = []
     table = calibrate.calibrate(told.append)
-    assert len(table.curves) == len(told) == 6 * len(ALGORITHMS)
+    assert len(table.curves) == 6 * len(ALGORITHMS)
+    assert len(set(told)) == 6  # passes and layouts
     for curve in table.curves.values():
         for terms in (curve.call, curve.channel, curve.plane):
             assert np.array(terms).shape == (2, 2)

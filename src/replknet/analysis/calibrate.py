@@ -20,7 +20,7 @@ PASSES: tuple[Pass, ...] = ("forward", "grad_input", "grad_weight")
 Terms = tuple[float, float, float]
 LAYOUTS: tuple[Layout, ...] = ("NCHW", "NHWC")
 SECONDS_PER_TIMING = 0.005
-FACTOR = 8  # between the batches and the channels that are compared
+FACTOR = 2  # between the batches and the channels compared: a difference within the caches
 SLOW_SECONDS = 0.03  # a call this long is timed once; those of larger kernels are extrapolated
 
 
@@ -29,30 +29,39 @@ def calibrate(progress: Callable[[str], None] = lambda text: None) -> CostTable:
 
     Takes a few minutes. ``progress`` is told what is measured.
     """
-    curves = {}
+    curves: dict[str, Curve] = {}
     for pass_ in PASSES:
         for layout in LAYOUTS:
-            for name, algorithm in ALGORITHMS.items():
-                progress(f"{name} {pass_} {layout}")
-                timed = TorchConv(layout) if name == "torch" else algorithm
-                curves[key(name, pass_, layout)] = _curve(timed, pass_, layout)
+            progress(f"{pass_} {layout}")
+            curves |= _curves(pass_, layout)
     return CostTable(torch.get_num_threads(), KERNEL_SIZES, MAP_SIZES, curves)
 
 
-def _curve(algorithm: Algorithm, pass_: Pass, layout: Layout) -> Curve:
-    rows: list[list[Terms]] = []
+def _curves(pass_: Pass, layout: Layout) -> dict[str, Curve]:
+    """Every algorithm cell by cell: what else the machine does then hits all alike."""
+    algorithms = {
+        name: TorchConv(layout) if name == "torch" else algorithm
+        for name, algorithm in ALGORITHMS.items()
+    }
+    rows: dict[str, list[list[Terms]]] = {name: [] for name in algorithms}
     for i, kernel_size in enumerate(KERNEL_SIZES):
-        cells = []
+        cells: dict[str, list[Terms]] = {name: [] for name in algorithms}
         for j, map_size in enumerate(MAP_SIZES):
-            previous = rows[-1][j] if rows else (0.0, 0.0, 0.0)
-            if previous[2] * _channels() > SLOW_SECONDS:
-                growth = (kernel_size / KERNEL_SIZES[i - 1]) ** 2
-                cells.append((previous[0], previous[1], previous[2] * growth))
-            else:
-                # A kernel larger than this would be trimmed to it.
-                fitting = min(kernel_size, 2 * map_size - 1)
-                cells.append(_cell(algorithm, pass_, layout, fitting, map_size))
-        rows.append(cells)
+            # A kernel larger than this would be trimmed to it.
+            fitting = min(kernel_size, 2 * map_size - 1)
+            for name, algorithm in algorithms.items():
+                previous = rows[name][-1][j] if i else (0.0, 0.0, 0.0)
+                if previous[2] * _channels() > SLOW_SECONDS:
+                    growth = (kernel_size / KERNEL_SIZES[i - 1]) ** 2
+                    cells[name].append((previous[0], previous[1], previous[2] * growth))
+                else:
+                    cells[name].append(_cell(algorithm, pass_, layout, fitting, map_size))
+        for name, row in cells.items():
+            rows[name].append(row)
+    return {key(name, pass_, layout): _curve(table) for name, table in rows.items()}
+
+
+def _curve(rows: list[list[Terms]]) -> Curve:
     call, channel, plane = (
         [[_nanoseconds(cell[term]) for cell in row] for row in rows] for term in range(3)
     )
