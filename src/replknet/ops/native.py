@@ -15,7 +15,7 @@ from torch import Tensor
 from replknet.ops import _binary
 from replknet.ops.algorithm import Support
 from replknet.ops.cost import predict
-from replknet.ops.problem import Layout, Problem
+from replknet.ops.problem import Problem
 
 _PASSES = {
     "forward": _binary.FORWARD,
@@ -103,8 +103,7 @@ class NativeAlgorithm:
 
     def grad_input(self, problem: Problem, grad_output: Tensor, weight: Tensor) -> Tensor:
         size = (problem.batch, problem.channels, problem.height, problem.width)
-        strides = _contiguous_strides(problem)[0]
-        gradient = torch.empty_strided(size, strides, dtype=problem.dtype)
+        gradient = torch.empty_strided(size, problem.strides[0], dtype=problem.dtype)
         self._run(problem, gradient, _float32(weight), None, None, grad_output)
         return gradient
 
@@ -126,7 +125,7 @@ class NativeAlgorithm:
         threads = torch.get_num_threads()
         struct = _struct(problem, self._code, threads, relu)
         strides = input.stride(), output.stride()
-        if strides != _contiguous_strides(problem):
+        if strides != problem.strides:
             struct = _binary.ProblemStruct.from_buffer_copy(struct)
             struct.input_stride[:], struct.output_stride[:] = strides
         status = _library().rk_run(
@@ -147,7 +146,7 @@ def _struct(
 ) -> _binary.ProblemStruct:
     """The problem for the native core, with tensors in the problem's layout; not to be changed."""
     output_h, output_w = problem.output_size
-    input_stride, output_stride = _contiguous_strides(problem)
+    input_stride, output_stride = problem.strides
     return _binary.ProblemStruct(
         batch=problem.batch,
         channels=problem.channels,
@@ -171,20 +170,6 @@ def _struct(
         relu=relu,
         threads=threads,
     )
-
-
-@lru_cache(maxsize=4096)
-def _contiguous_strides(problem: Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Strides of a pass's input and output in the problem's layout."""
-    sizes = (problem.height, problem.width), problem.output_size
-    input, output = (_strides(problem.channels, *size, problem.layout) for size in sizes)
-    return input, output
-
-
-def _strides(channels: int, height: int, width: int, layout: Layout) -> tuple[int, ...]:
-    if layout == "NHWC":
-        return channels * height * width, 1, channels * width, channels
-    return channels * height * width, height * width, width, 1
 
 
 def why_missing() -> str:
@@ -237,8 +222,7 @@ def _check(status: int) -> None:
 
 
 def _empty_output(problem: Problem) -> Tensor:
-    size = (problem.batch, problem.channels, *problem.output_size)
-    return torch.empty_strided(size, _contiguous_strides(problem)[1], dtype=problem.dtype)
+    return torch.empty_strided(problem.output_shape, problem.strides[1], dtype=problem.dtype)
 
 
 def _float32(tensor: Tensor) -> Tensor:

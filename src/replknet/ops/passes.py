@@ -22,8 +22,7 @@ def forward(
     """Output (N, C, H', W') in the layout of the problem."""
     format = memory_format(problem.layout)
     if input.numel() == 0:
-        size = (problem.batch, problem.channels, *problem.output_size)
-        output = input.new_zeros(size).contiguous(memory_format=format)
+        output = input.new_zeros(problem.output_shape).contiguous(memory_format=format)
         if bias is not None:
             output += bias[:, None, None]
         return output.relu_() if relu else output

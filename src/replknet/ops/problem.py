@@ -43,6 +43,22 @@ class Problem:
             (self.width + left + right - reach_w) // self.stride[1] + 1,
         )
 
+    @cached_property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H', W')."""
+        return self.batch, self.channels, *self.output_size
+
+    @cached_property
+    def strides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Strides of input and output in the problem's layout."""
+        return self._strides(self.height, self.width), self._strides(*self.output_size)
+
+    def _strides(self, height: int, width: int) -> tuple[int, ...]:
+        image = self.channels * height * width
+        if self.layout == "NHWC":
+            return image, 1, self.channels * width, self.channels
+        return image, height * width, width, 1
+
     def __hash__(self) -> int:
         return self._hash
 
