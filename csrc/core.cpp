@@ -75,6 +75,30 @@ const Algorithm& algorithm(const rk_problem& problem) { return kernels().algorit
 
 size_t round_up(size_t bytes) { return (bytes + 4095) / 4096 * 4096 + 64; }  // + 64: threads differ in cache set
 
+// Memory of one call. The latest is kept for the next call that it is large enough for: the page faults of fresh memory
+// cost as much as a convolution.
+class Workspace {
+  public:
+    explicit Workspace(size_t bytes) : block_(kept.exchange(nullptr)) {
+        if (block_ && block_->bytes >= bytes) return;
+        std::free(block_);
+        block_ = static_cast<Block*>(std::aligned_alloc(64, sizeof(Block) + (bytes + 63) / 64 * 64));
+        if (block_) block_->bytes = bytes;
+    }
+    ~Workspace() { std::free(kept.exchange(block_)); }
+    Workspace(const Workspace&) = delete;
+    char* memory() const { return block_ ? reinterpret_cast<char*>(block_ + 1) : nullptr; }
+
+  private:
+    struct alignas(64) Block {
+        size_t bytes;
+    };
+    static std::atomic<Block*> kept;
+    Block* block_;
+};
+
+std::atomic<Workspace::Block*> Workspace::kept{nullptr};
+
 }  // namespace
 
 int rk_supports(const rk_problem* problem) {
@@ -90,10 +114,9 @@ static int call(const rk_problem* problem, void* input, float* weight, const voi
     const Algorithm& chosen = algorithm(*problem);
     if (!chosen.supports(*problem)) return RK_UNSUPPORTED;
     const size_t stride = round_up(chosen.workspace_bytes(*problem));
-    void* workspace = std::aligned_alloc(64, stride * problem->threads);
-    if (!workspace) return RK_OUT_OF_MEMORY;
-    (chosen.*step)({problem, input, weight, spectrum, bias, output, static_cast<char*>(workspace), stride});
-    std::free(workspace);
+    const Workspace workspace(stride * problem->threads);
+    if (!workspace.memory()) return RK_OUT_OF_MEMORY;
+    (chosen.*step)({problem, input, weight, spectrum, bias, output, workspace.memory(), stride});
     return RK_OK;
 }
 
