@@ -12,14 +12,16 @@ static void correlate_tile(const Job& job, int64_t group, int64_t image, int64_t
     const Plan& plan = job.plan;
     const Transforms& t = job.transforms;
     const int64_t down = tile / plan.cols.tiles, right = tile % plan.cols.tiles;
-    const Plane &x = work.plane, &g = work.other_plane;
-    const int x_filled = window_rows(t.data_cols, job.input(image, group), plan.rows.start(down), plan.cols.start(right),
-                                     plan.rows.window, plan.cols.window, x, work);
-    const int g_filled = window_rows(t.plain_cols, job.output(image, group), down * plan.rows.step, right * plan.cols.step,
-                                     plan.rows.outputs(down), plan.cols.outputs(right), g, work);
+    const Plane &x = work.planes[0], &g = work.other_plane;
+    const Image input = job.input(image, group), output = job.output(image, group);
+    const int64_t x_filled = window_rows(t.data_cols, &input, 1, plan.rows.start(down), plan.cols.start(right),
+                                         plan.rows.window, plan.cols.window, &x, work);
+    const int64_t g_filled = window_rows(t.plain_cols, &output, 1, down * plan.rows.step, right * plan.cols.step,
+                                         plan.rows.outputs(down), plan.cols.outputs(right), &g, work);
+    const Offsets x_rows(t.data_rows, x_filled, kComplex), g_rows(t.plain_rows, g_filled, kComplex);
     for (int bin = 0; bin < plan.bins; bin++, sum += t.data_rows.size() * kComplex) {
-        forward_outer(t.data_rows, x.column(bin), x_filled, work.scratch);
-        forward_outer(t.plain_rows, g.column(bin), g_filled, work.other_scratch);
+        forward_outer(t.data_rows, x.column(bin, x_rows), work.scratch);
+        forward_outer(t.plain_rows, g.column(bin, g_rows), work.other_scratch);
         kInner.correlate[t.data_rows.inner](work.scratch, work.other_scratch, t.data_rows.outer, sum);
     }
 }
@@ -28,14 +30,15 @@ static void correlate_tile(const Job& job, int64_t group, int64_t image, int64_t
 static void gradient_taps(const Job& job, const float* sum, const Workspace& work) {
     const Axis &rows = job.plan.rows, &cols = job.plan.cols;
     const Transform& t = job.transforms.plain_rows;
+    const Offsets wanted(t, rows.taps, kComplex);
     for (int bin = 0; bin < job.plan.bins; bin++, sum += t.size() * kComplex) {
         kInner.inverse[t.inner](sum, t.outer, work.scratch);
-        inverse_outer(t, work.scratch, int(rows.taps), work.plane.column(bin));
+        inverse_outer(t, work.scratch, work.planes[0].column(bin, wanted));
     }
     const int64_t stride[4] = {0, 1, cols.taps * kLanes, kLanes};
     const Image taps = group_image(work.other_plane.data, stride, rows.taps, cols.taps, kLanes, RK_F32, 0, 0);
-    image_rows(job.transforms.plain_cols, work.plane, taps, 0, 0, rows.taps, cols.taps, job.plan.scale, Vec{}, false,
-               work);
+    image_rows(job.transforms.plain_cols, work.planes, &taps, 1, 0, 0, rows.taps, cols.taps, job.plan.scale, nullptr,
+               false, work);
 }
 
 static void write_taps(const Plan& plan, const Image& weight, const float* taps) {

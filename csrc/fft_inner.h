@@ -111,79 +111,95 @@ static RK_INLINE void untangle(Vec re, Vec im, Vec mirror_re, Vec mirror_im, flo
     store(a + to_b + kLanes, mirror_re - re);
 }
 
-// Bins 0 ... size / 2 of two real rows. The mirror of (k1, k2) is (outer - k1, R - 1 - k2), and of (0, k2) it is
-// (0, R - k2).
-template <int R>
+// Of each pair of bins that mirror each other only one is kept: (0, k2 <= R / 2), then all (k1 < outer / 2, k2), then, if
+// outer is even, the first half of (outer / 2, k2). The mirror of (0, k2) is (0, R - k2), that of another (k1, k2) is
+// (outer - k1, mirror(k2)).
+constexpr int mirror(int k2, int radix, bool coprime) { return coprime ? (radix - k2) % radix : radix - 1 - k2; }
+
+template <int R, bool coprime>
 static void rows_untangle(const float* scratch, int outer, float* a, ptrdiff_t bin, ptrdiff_t to_b) {
-    const ptrdiff_t step = outer * bin;
     {
         Vec re[R], im[R];
         load_row<R>(scratch, 0, re, im);
         dft<R>(re, im);
-        const Steps<R, float> bins(a, step);
+        const Steps<R, float> bins(a, bin);
         unroll<R / 2 + 1>(RK_LAMBDA(auto k2) {
-            constexpr int mirror = (R - k2) % R;
-            untangle(re[k2], im[k2], re[mirror], im[mirror], bins[k2], to_b);
+            constexpr int m = (R - k2) % R;
+            untangle(re[k2], im[k2], re[m], im[m], bins[k2], to_b);
         });
+        a += (R / 2 + 1) * bin;
     }
-    for (int k1 = 1; 2 * k1 < outer; k1++) {
+    for (int k1 = 1; 2 * k1 < outer; k1++, a += R * bin) {
         Vec re[R], im[R], mirror_re[R], mirror_im[R];
         load_row<R>(scratch, k1, re, im);
         dft<R>(re, im);
         load_row<R>(scratch, outer - k1, mirror_re, mirror_im);
         dft<R>(mirror_re, mirror_im);
-        const Steps<R, float> bins(a + k1 * bin, step), mirrors(a + (outer - k1) * bin, step);
+        const Steps<R, float> bins(a, bin);
         unroll<R>(RK_LAMBDA(auto k2) {
-            constexpr int mirror = R - 1 - k2;
-            if constexpr (k2 <= (R - 1) / 2)
-                untangle(re[k2], im[k2], mirror_re[mirror], mirror_im[mirror], bins[k2], to_b);
-            else
-                untangle(mirror_re[mirror], mirror_im[mirror], re[k2], im[k2], mirrors[mirror], to_b);
+            constexpr int m = mirror(k2, R, coprime);
+            untangle(re[k2], im[k2], mirror_re[m], mirror_im[m], bins[k2], to_b);
         });
     }
     if (outer % 2 == 0) {
         Vec re[R], im[R];
         load_row<R>(scratch, outer / 2, re, im);
         dft<R>(re, im);
-        const Steps<R, float> bins(a + outer / 2 * bin, step);
+        const Steps<R, float> bins(a, bin);
         unroll<(R + 1) / 2>(RK_LAMBDA(auto k2) {
-            constexpr int mirror = R - 1 - k2;
-            untangle(re[k2], im[k2], re[mirror], im[mirror], bins[k2], to_b);
+            constexpr int m = mirror(k2, R, coprime);
+            untangle(re[k2], im[k2], re[m], im[m], bins[k2], to_b);
         });
     }
 }
 
-// The way back: the inverse over k2 of a + i b, for rows whose bins above size / 2 are implied.
-template <int R>
+// A bin of a + i b from that of two real rows, and that of its mirror.
+
+static RK_INLINE void tangle(const float* a, ptrdiff_t to_b, Vec& re, Vec& im) {
+    re = load(a) - load(a + to_b + kLanes);
+    im = load(a + kLanes) + load(a + to_b);
+}
+
+static RK_INLINE void tangle_mirror(const float* a, ptrdiff_t to_b, Vec& re, Vec& im) {
+    re = load(a) + load(a + to_b + kLanes);
+    im = load(a + to_b) - load(a + kLanes);
+}
+
+// The way back: the inverse over k2 of a + i b.
+template <int R, bool coprime>
 static void rows_tangle(const float* a, ptrdiff_t bin, ptrdiff_t to_b, int outer, float* scratch) {
-    const ptrdiff_t step = outer * bin;
-    for (int k1 = 0; k1 < outer; k1++) {
-        Vec re[R], im[R];
-        const Steps<R, const float> bins(a + k1 * bin, step);
-        const Steps<R, const float> mirrors(a + (outer - k1) * bin, step);
-        const auto lower = RK_LAMBDA(auto k2) {
-            const float* p = bins[k2];
-            re[k2] = load(p) - load(p + to_b + kLanes);
-            im[k2] = load(p + kLanes) + load(p + to_b);
-        };
-        const auto upper = RK_LAMBDA(auto k2) {
-            const float* p = mirrors[R - 1 - k2];
-            re[k2] = load(p) + load(p + to_b + kLanes);
-            im[k2] = load(p + to_b) - load(p + kLanes);
-        };
-        unroll<R>(RK_LAMBDA(auto k2) {
-            if constexpr (k2 < R / 2) {
-                lower(k2);
-            } else if constexpr (k2 > R / 2) {
-                upper(k2);
-            } else if (R % 2 == 0 ? k1 == 0 : 2 * k1 <= outer) {
-                lower(k2);
-            } else {
-                upper(k2);
-            }
-        });
+    Vec re[R], im[R];
+    const auto finish = RK_LAMBDA(int k1) {
         dft<R>(im, re);
         store_row<R>(scratch, k1, re, im);
+    };
+    {
+        const Steps<R, const float> bins(a, bin);
+        unroll<R>(RK_LAMBDA(auto k2) {
+            if constexpr (k2 <= R / 2)
+                tangle(bins[k2], to_b, re[k2], im[k2]);
+            else
+                tangle_mirror(bins[R - k2], to_b, re[k2], im[k2]);
+        });
+        finish(0);
+        a += (R / 2 + 1) * bin;
+    }
+    for (int k1 = 1; 2 * k1 < outer; k1++, a += R * bin) {
+        const Steps<R, const float> bins(a, bin);
+        unroll<R>(RK_LAMBDA(auto k2) { tangle(bins[k2], to_b, re[k2], im[k2]); });
+        finish(k1);
+        unroll<R>(RK_LAMBDA(auto k2) { tangle_mirror(bins[mirror(k2, R, coprime)], to_b, re[k2], im[k2]); });
+        finish(outer - k1);
+    }
+    if (outer % 2 == 0) {
+        const Steps<R, const float> bins(a, bin);
+        unroll<R>(RK_LAMBDA(auto k2) {
+            if constexpr (k2 < (R + 1) / 2)
+                tangle(bins[k2], to_b, re[k2], im[k2]);
+            else
+                tangle_mirror(bins[mirror(k2, R, coprime)], to_b, re[k2], im[k2]);
+        });
+        finish(outer / 2);
     }
 }
 
@@ -193,18 +209,20 @@ struct InnerPasses {
     void (*product[kMaxRadix + 1])(float*, int, const float*) = {};
     void (*correlate[kMaxRadix + 1])(const float*, const float*, int, float*) = {};
     void (*inverse[kMaxRadix + 1])(const float*, int, float*) = {};
-    void (*untangle[kMaxRadix + 1])(const float*, int, float*, ptrdiff_t, ptrdiff_t) = {};
-    void (*tangle[kMaxRadix + 1])(const float*, ptrdiff_t, ptrdiff_t, int, float*) = {};
+    void (*untangle[2][kMaxRadix + 1])(const float*, int, float*, ptrdiff_t, ptrdiff_t) = {};
+    void (*tangle[2][kMaxRadix + 1])(const float*, ptrdiff_t, ptrdiff_t, int, float*) = {};
 
     constexpr InnerPasses() {
-#define RK_FILL(R)                      \
-    spectrum[R] = column_spectrum<R>;   \
-    convolve[R] = column_convolve<R>;   \
-    product[R] = column_product<R>;     \
-    correlate[R] = column_correlate<R>; \
-    inverse[R] = column_inverse<R>;     \
-    untangle[R] = rows_untangle<R>;     \
-    tangle[R] = rows_tangle<R>;
+#define RK_FILL(R)                                        \
+    spectrum[R] = column_spectrum<R>;                     \
+    convolve[R] = column_convolve<R>;                     \
+    product[R] = column_product<R>;                       \
+    correlate[R] = column_correlate<R>;                   \
+    inverse[R] = column_inverse<R>;                       \
+    unroll<2>([&](auto coprime) {                         \
+        untangle[coprime][R] = rows_untangle<R, coprime>; \
+        tangle[coprime][R] = rows_tangle<R, coprime>;     \
+    });
         RK_FOR_RADICES(RK_FILL)
 #undef RK_FILL
     }

@@ -8,14 +8,13 @@
 
 namespace RK_ISA::spectral {
 
-// A filter used once is multiplied column by column and never stored as a spectrum.
-static bool filter_used_once(const Plan& plan) { return plan.images * plan.tiles == 1; }
-
-// Working memory of one thread: two planes, one spectrum, and less than 128 KiB of lines and scratch.
-static int64_t line_floats(const Plan& plan) { return 2 * most(plan.cols.window, plan.cols.step) * kLanes; }
+// Working memory of one thread: a plane and a spectrum for each group of a block, a plane more, and less than 128 KiB of
+// lines and scratch.
+static int64_t line_floats(const Plan& plan) { return 2 * (most(plan.cols.window, plan.cols.step) + 1) * kLanes; }
 
 static int64_t workspace_floats(const Plan& plan) {
-    return 2 * plan.plane_floats() + plan.spectrum_floats() + 2 * kScratchFloats + line_floats(plan);
+    return plan.block * (plan.plane_floats() + plan.spectrum_floats()) + plan.plane_floats() + 2 * kScratchFloats +
+           line_floats(plan);
 }
 
 static Workspace divide(const Plan& plan, char* memory) {
@@ -26,11 +25,11 @@ static Workspace divide(const Plan& plan, char* memory) {
         return taken;
     };
     Workspace work;
-    work.plane = {take(plan.plane_floats()), plan.pitch()};
+    for (int g = 0; g < plan.block; g++) work.planes[g] = {take(plan.plane_floats()), plan.pitch()};
     work.other_plane = {take(plan.plane_floats()), plan.pitch()};
     work.scratch = take(kScratchFloats);
     work.other_scratch = take(kScratchFloats);
-    work.spectrum = take(plan.spectrum_floats());
+    work.spectrum = take(plan.block * plan.spectrum_floats());
     work.lines = take(line_floats(plan));
     return work;
 }
@@ -41,15 +40,12 @@ struct Transforms {
 
 static void make_transforms(const Plan& plan, Transforms& t) {
     const FftSize cols = plan.cols.size, rows = plan.rows.size;
-    Roots roots;
-    make_roots(roots, cols.points());
-    make_transform(t.data_cols, roots, cols.outer, cols.inner, plan.cols.data_shift);
-    make_transform(t.kernel_cols, roots, cols.outer, cols.inner, plan.cols.kernel_shift);
-    make_transform(t.plain_cols, roots, cols.outer, cols.inner, 0);
-    make_roots(roots, rows.points());
-    make_transform(t.data_rows, roots, rows.outer, rows.inner, plan.rows.data_shift);
-    make_transform(t.kernel_rows, roots, rows.outer, rows.inner, plan.rows.kernel_shift);
-    make_transform(t.plain_rows, roots, rows.outer, rows.inner, 0);
+    make_transform(t.data_cols, cols.outer, cols.inner, plan.cols.data_shift);
+    make_transform(t.kernel_cols, cols.outer, cols.inner, plan.cols.kernel_shift);
+    make_transform(t.plain_cols, cols.outer, cols.inner, 0);
+    make_transform(t.data_rows, rows.outer, rows.inner, plan.rows.data_shift);
+    make_transform(t.kernel_rows, rows.outer, rows.inner, plan.rows.kernel_shift);
+    make_transform(t.plain_rows, rows.outer, rows.inner, 0);
 }
 
 // A call, planned.

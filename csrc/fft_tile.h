@@ -14,96 +14,99 @@ struct Plane {
     float* data;
     ptrdiff_t pitch;  // floats from one bin to the next
 
-    float* row(int64_t r) const { return data + r * kComplex; }
-    Elements column(int bin) const {
-        float* top = data + bin * pitch;
-        return {top, top + kLanes, kComplex};
+    float* at(int bin, int64_t row) const { return data + bin * pitch + row * kComplex; }
+    Elements column(int bin, const Offsets& offsets) const {
+        return {at(bin, 0), at(bin, 0) + kLanes, offsets.at};
     }
 };
 
-// Working memory of one thread.
+// Working memory of one thread: a plane for each group of a block, and one more.
 struct Workspace {
-    Plane plane, other_plane;
+    Plane planes[kMaxBlock], other_plane;
     float *spectrum, *lines, *scratch, *other_scratch;
 };
 
-static RK_INLINE bool lanes_in_memory(const Image& image) {
-    return image.c == 1 && image.channels == kLanes && image.dtype == RK_F32;
-}
-
-static RK_INLINE float* pixel(const Image& image, int64_t row, int64_t col) {
-    return reinterpret_cast<float*>(image.data) + row * image.h + col * image.w;
-}
-
-// Transforms the rows of a window of an image whose top left is (row, col), and returns how many rows of the plane
-// are not known to be zero.
-static int window_rows(const Transform& t, const Image& image, int64_t row, int64_t col, int64_t rows, int64_t cols,
-                       Plane plane, const Workspace& work) {
-    const int64_t first = most(0, -row), last = least(rows, image.rows - row), count = least(cols, image.cols - col);
-    if (first >= last || count <= 0) return 0;
-    for (int bin = 0; bin <= t.size() / 2; bin++) clear(plane.column(bin).re, 2 * first);
-    const bool direct = lanes_in_memory(image) && col >= 0;
-    for (int64_t r = first; r < last; r += 2) {
-        const int64_t second = least(r + 1, last - 1);  // an odd last row is its own partner
-        Elements in;
-        if (direct) {
-            in = {pixel(image, row + r, col), pixel(image, row + second, col), image.w};
-        } else {
-            read_tile(image, row + r, col, second - r + 1, count, work.lines, count * kLanes);
-            in = {work.lines, work.lines + (second - r) * count * kLanes, kLanes};
-        }
-        forward_outer(t, in, int(count), work.scratch);
-        kInner.untangle[t.inner](work.scratch, t.outer, plane.row(r), plane.pitch, (second - r) * kComplex);
+// Rows [first, last) of the columns of a plane hold data. The forward outer pass reads zeros above them and at `last`.
+static void clear_around(Plane plane, int bins, int64_t first, int64_t last) {
+    for (int bin = 0; bin < bins; bin++) {
+        clear(plane.at(bin, 0), 2 * first);
+        clear(plane.at(bin, last), 2);
     }
-    return int(last);
 }
 
-// Reads the taps of a group that matter, dilated, as [taps][taps][kLanes].
+// Transforms the rows of a window whose top left is (row, col), of the images of a block of groups, and returns how many
+// rows of the planes are not known to be zero.
+static int64_t window_rows(const Transform& t, const Image* images, int block, int64_t row, int64_t col, int64_t rows,
+                           int64_t cols, const Plane* planes, const Workspace& work) {
+    const int64_t first = least(most(0, -row), rows), last = most(first, least(rows, images->rows - row));
+    const int64_t pitch = (cols + 1) * kLanes;
+    const Offsets offsets(t, cols, kLanes);
+    for (int g = 0; g < block; g++) clear_around(planes[g], t.size() / 2 + 1, first, last);
+    clear(work.lines + cols * kLanes, 1);
+    clear(work.lines + pitch + cols * kLanes, 1);
+    for (int64_t r = first; r < last; r += 2) {
+        const int64_t second = least(r + 1, last - 1) - r;  // an odd last row is its own partner
+        for (int g = 0; g < block; g++) {
+            read_tile(images[g], row + r, col, second + 1, cols, work.lines, pitch);
+            forward_outer(t, {work.lines, work.lines + second * pitch, offsets.at}, work.scratch);
+            kInner.untangle[t.coprime][t.inner](work.scratch, t.outer, planes[g].at(0, r), planes[g].pitch,
+                                                second * kComplex);
+        }
+    }
+    return last;
+}
+
+// Reads the taps of a group that matter, dilated, as [taps][taps + 1][kLanes]: rows end with a zero.
 static void read_kernel(const Plan& plan, const Image& weight, float* buffer, float* line) {
     const Axis &rows = plan.rows, &cols = plan.cols;
+    const int64_t pitch = (cols.taps + 1) * kLanes;
     if (rows.dilation == 1 && cols.dilation == 1) {
-        read_tile(weight, rows.first_tap, cols.first_tap, rows.taps, cols.taps, buffer, cols.taps * kLanes);
+        read_tile(weight, rows.first_tap, cols.first_tap, rows.taps, cols.taps, buffer, pitch);
+        for (int64_t row = 0; row < rows.taps; row++) clear(buffer + row * pitch + cols.taps * kLanes, 1);
         return;
     }
-    clear(buffer, rows.taps * cols.taps);
+    clear(buffer, rows.taps * (cols.taps + 1));
     for (int64_t kh = 0; kh < weight.rows; kh++)
         for (int64_t kw = 0; kw < weight.cols; kw++) {
             const int64_t row = kh * rows.dilation - rows.first_tap, col = kw * cols.dilation - cols.first_tap;
             if (row < 0 || row >= rows.taps || col < 0 || col >= cols.taps) continue;
             read_tile(weight, kh, kw, 1, 1, line, kLanes);
-            store(buffer + (row * cols.taps + col) * kLanes, load(line));
+            store(buffer + row * pitch + col * kLanes, load(line));
         }
 }
 
 // Transforms the rows of a kernel read by read_kernel.
 static void kernel_rows(const Transform& t, const Plan& plan, float* kernel, Plane plane, const Workspace& work) {
-    const int64_t rows = plan.rows.taps, cols = plan.cols.taps;
+    const int64_t rows = plan.rows.taps, cols = plan.cols.taps, pitch = (cols + 1) * kLanes;
+    Offsets offsets(t, cols, kLanes);
+    if (plan.reversed) offsets.reverse(t, cols, kLanes);
+    clear_around(plane, plan.bins, 0, rows);
     for (int64_t r = 0; r < rows; r += 2) {
         const int64_t second = least(r + 1, rows - 1);
-        float* a = kernel + (plan.reversed ? (rows - r) * cols - 1 : r * cols) * kLanes;
-        float* b = kernel + (plan.reversed ? (rows - second) * cols - 1 : second * cols) * kLanes;
-        forward_outer(t, {a, b, plan.reversed ? -kLanes : kLanes}, int(cols), work.scratch);
-        kInner.untangle[t.inner](work.scratch, t.outer, plane.row(r), plane.pitch, (second - r) * kComplex);
+        float* a = kernel + (plan.reversed ? rows - 1 - r : r) * pitch;
+        float* b = kernel + (plan.reversed ? rows - 1 - second : second) * pitch;
+        forward_outer(t, {a, b, offsets.at}, work.scratch);
+        kInner.untangle[t.coprime][t.inner](work.scratch, t.outer, plane.at(0, r), plane.pitch,
+                                            (second - r) * kComplex);
     }
 }
 
-// The inverse: writes `rows` x `cols` pixels of an image at (row, col), times `scale`, plus bias, not below floor.
-static void image_rows(const Transform& t, Plane plane, const Image& image, int64_t row, int64_t col, int64_t rows,
-                       int64_t cols, float scale, Vec bias, bool relu, const Workspace& work) {
-    const bool direct = lanes_in_memory(image);
-    const Vec lowest = broadcast(-__builtin_inff());
-    const Epilogue finish = {broadcast(scale), direct ? bias : Vec{}, direct && relu ? Vec{} : lowest};
+// The inverse: writes `rows` x `cols` pixels of the images at (row, col), times `scale`, plus bias, clamped at zero when
+// `relu`. `bias` may be NULL.
+static void image_rows(const Transform& t, const Plane* planes, const Image* images, int block, int64_t row,
+                       int64_t col, int64_t rows, int64_t cols, float scale, const float* bias, bool relu,
+                       const Workspace& work) {
+    const int64_t pitch = (cols + 1) * kLanes;
+    const Offsets offsets(t, cols, kLanes);
     for (int64_t r = 0; r < rows; r += 2) {
-        const int64_t second = least(r + 1, rows - 1);
-        Elements out;
-        if (direct)
-            out = {pixel(image, row + r, col), pixel(image, row + second, col), image.w};
-        else
-            out = {work.lines, work.lines + (second - r) * cols * kLanes, kLanes};
-        kInner.tangle[t.inner](plane.row(r), plane.pitch, (second - r) * kComplex, t.outer, work.scratch);
-        inverse_outer(t, work.scratch, int(cols), out, finish);
-        if (!direct)
-            write_tile(image, row + r, col, second - r + 1, cols, work.lines, cols * kLanes, bias, relu);
+        const int64_t second = least(r + 1, rows - 1) - r;
+        for (int g = 0; g < block; g++) {
+            kInner.tangle[t.coprime][t.inner](planes[g].at(0, r), planes[g].pitch, second * kComplex, t.outer,
+                                              work.scratch);
+            inverse_outer(t, work.scratch, {work.lines, work.lines + second * pitch, offsets.at}, {broadcast(scale)});
+            write_tile(images[g], row + r, col, second + 1, cols, work.lines, pitch, load_channels(bias, images[g]),
+                       relu);
+        }
     }
 }
 

@@ -1,11 +1,14 @@
 // One-dimensional transforms of size outer * inner, in two passes over a scratch buffer of L1 size.
 //
-// With n = inner * n1 + n2 and k = k1 + outer * k2, the forward transform is
-//   outer pass: for each n2, a transform over n1, times the twiddle exp(-2 pi i n2 k1 / size) -> scratch[k1][n2]
-//   inner pass: for each k1, a transform over n2 -> bin k1 + outer * k2
-// and the inverse runs the same passes backwards. What an inner pass does with the bins while they are in registers
-// makes a convolution of it, or untangles two real rows; see fft_inner.h. A complex element is kLanes real parts
-// followed by kLanes imaginary parts.
+// With element n at (n1, n2) and bin k at (k1, k2), the forward transform is
+//   outer pass: for each n2, a transform over n1 -> scratch[k1][n2]
+//   inner pass: for each k1, a transform over n2 -> bin (k1, k2)
+// and the inverse runs the same passes backwards. Where outer and inner are coprime (Good and Thomas),
+//   n = inner * n1 + outer * n2 modulo the size, k = k1 modulo outer, k = k2 modulo inner
+// and elsewhere (Cooley and Tukey) twiddles exp(-2 pi i n2 k1 / size) are needed between the passes:
+//   n = inner * n1 + n2, k = k1 + outer * k2
+// What an inner pass does with the bins while they are in registers makes a convolution of it, or untangles two real
+// rows; see fft_inner.h. A complex element is kLanes real parts followed by kLanes imaginary parts.
 #pragma once
 
 #include <stddef.h>
@@ -16,52 +19,64 @@ namespace RK_ISA::spectral {
 
 constexpr int kComplex = 2 * kLanes;
 constexpr int kMaxRadix = 16;
+constexpr int kMaxPoints = kMaxRadix * kMaxRadix;
 constexpr int kScratchPitch = kMaxRadix + 1;  // elements; odd, so that the rows spread over the cache sets
 constexpr int kScratchFloats = kMaxRadix * kScratchPitch * kComplex;
 
 #define RK_FOR_RADICES(X) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(12) X(16)
 
-// Complex elements in memory: n is at re + n * stride and im + n * stride. Two real rows make one complex row.
-struct Elements {
-    float* re;
-    float* im;
-    ptrdiff_t stride;
-};
-
-// A size and its twiddles. Element n counts as element n - shift of the sequence, modulo the size.
+// A size, the order of its elements, and its twiddles if it needs them. Element n counts as element n - shift of the
+// sequence, modulo the size.
 struct Transform {
-    int outer, inner, shift;
+    int outer, inner;
+    bool coprime;
+    int16_t element[kMaxPoints];                                           // [n2][n1]
     alignas(64) float re[kMaxRadix][kMaxRadix], im[kMaxRadix][kMaxRadix];  // [k1][n2]
 
     int size() const { return outer * inner; }
 };
 
-// exp(2 pi i e / size) for all e.
-struct Roots {
-    int size;
-    float re[kMaxRadix * kMaxRadix], im[kMaxRadix * kMaxRadix];
-};
+static int common_divisor(int a, int b) { return b ? common_divisor(b, a % b) : a; }
 
-static void make_roots(Roots& roots, int size) {
-    roots.size = size;
-    for (int e = 0; e < size; e++) {
-        const Root w = root(e, size);
-        roots.re[e] = float(w.re);
-        roots.im[e] = float(w.im);
-    }
-}
-
-static void make_transform(Transform& t, const Roots& roots, int outer, int inner, int shift) {
-    t.outer = outer;
-    t.inner = inner;
-    t.shift = shift;
-    const int size = roots.size, first = (size - shift % size) % size;
-    for (int n2 = 0; n2 < inner; n2++)
-        for (int k1 = 0, e = 0; k1 < outer; k1++, e = (e + first + n2) % size) {
-            t.re[k1][n2] = roots.re[e];
-            t.im[k1][n2] = roots.im[e];
+static void make_twiddles(Transform& t) {
+    for (int k1 = 0; k1 < t.outer; k1++)
+        for (int n2 = 0; n2 < t.inner; n2++) {
+            const Root w = root(n2 * k1, t.size());
+            t.re[k1][n2] = float(w.re);
+            t.im[k1][n2] = float(w.im);
         }
 }
+
+static void make_transform(Transform& t, int outer, int inner, int shift) {
+    t.outer = outer;
+    t.inner = inner;
+    t.coprime = common_divisor(outer, inner) == 1;
+    const int size = t.size(), step = t.coprime ? outer : 1, first = (shift % size + size) % size;
+    for (int n2 = 0; n2 < inner; n2++)
+        for (int n1 = 0; n1 < outer; n1++) t.element[n2 * outer + n1] = int16_t((inner * n1 + step * n2 + first) % size);
+    if (!t.coprime) make_twiddles(t);
+}
+
+// Complex elements in memory: real and imaginary part of the i-th, in the order [n2][n1], are offset[i] floats after re
+// and im. Two real rows make one complex row.
+struct Elements {
+    float *re, *im;
+    const int32_t* offset;
+};
+
+// Offsets of the first `count` elements, `stride` apart. All others are at one place, just behind.
+struct Offsets {
+    int32_t at[kMaxPoints];
+
+    Offsets(const Transform& t, int64_t count, int64_t stride) {
+        for (int i = 0; i < t.size(); i++) at[i] = int32_t(stride) * (t.element[i] < count ? t.element[i] : int(count));
+    }
+    // The first `count` in reverse order.
+    void reverse(const Transform& t, int64_t count, int64_t stride) {
+        for (int i = 0; i < t.size(); i++)
+            if (t.element[i] < count) at[i] = int32_t(stride) * int(count - 1 - t.element[i]);
+    }
+};
 
 // Addresses base + i * step for constant i < N, from few registers.
 template <int N, class T>
@@ -77,34 +92,25 @@ struct Steps {
     RK_INLINE T* operator[](int i) const { return base[i / 4] + (i % 4 == 3 ? step3 : i % 4 * step); }
 };
 
-// The outer passes for n2 in [begin, end), where only the first `active` values of n1 are read or written.
-
-template <int R, int active>
-static void outer_forward(const Transform& t, Elements in, float* scratch, int begin, int end) {
-    const int inner = t.inner;
-    int position = (begin - t.shift) % inner;
-    position += position < 0 ? inner : 0;
-    const ptrdiff_t step = inner * in.stride;
-    for (int n2 = begin; n2 < end; n2++) {
+template <int R, bool coprime>
+static void outer_forward(const Transform& t, Elements in, float* scratch) {
+    for (int n2 = 0; n2 < t.inner; n2++, in.offset += R, scratch += kComplex) {
         Vec re[R], im[R];
-        const Steps<R, const float> in_re(in.re + n2 * in.stride, step), in_im(in.im + n2 * in.stride, step);
         unroll<R>(RK_LAMBDA(auto n1) {
-            re[n1] = n1 < active ? load(in_re[n1]) : Vec{};
-            im[n1] = n1 < active ? load(in_im[n1]) : Vec{};
+            re[n1] = load(in.re + in.offset[n1]);
+            im[n1] = load(in.im + in.offset[n1]);
         });
         dft<R>(re, im);
-        float* out = scratch + position * kComplex;
         unroll<R>(RK_LAMBDA(auto k1) {
             Vec r = re[k1], i = im[k1];
-            if constexpr (k1 > 0 && active > 0) {
+            if constexpr (k1 > 0 && !coprime) {
                 const Vec c = broadcast(t.re[k1][n2]), s = broadcast(t.im[k1][n2]);
                 r = re[k1] * c + im[k1] * s;
                 i = im[k1] * c - re[k1] * s;
             }
-            store(out + k1 * kScratchPitch * kComplex, r);
-            store(out + k1 * kScratchPitch * kComplex + kLanes, i);
+            store(scratch + k1 * kScratchPitch * kComplex, r);
+            store(scratch + k1 * kScratchPitch * kComplex + kLanes, i);
         });
-        position = position + 1 == inner ? 0 : position + 1;
     }
 }
 
@@ -112,25 +118,19 @@ struct Identity {
     RK_INLINE Vec operator()(Vec v) const { return v; }
 };
 
-// value * scale + bias, not below `floor`; NaN stays.
-struct Epilogue {
-    Vec scale, bias, floor;
-    RK_INLINE Vec operator()(Vec v) const {
-        v = v * scale + bias;
-        return v < floor ? floor : v;
-    }
+struct Scale {
+    Vec factor;
+    RK_INLINE Vec operator()(Vec v) const { return v * factor; }
 };
 
-template <int R, int active, class Finish>
-static void outer_inverse(const Transform& t, const float* scratch, Elements out, int begin, int end, Finish finish) {
-    const ptrdiff_t step = t.inner * out.stride;
-    for (int n2 = begin; n2 < end; n2++) {
+template <int R, bool coprime, class Finish>
+static void outer_inverse(const Transform& t, const float* scratch, Elements out, Finish finish) {
+    for (int n2 = 0; n2 < t.inner; n2++, out.offset += R, scratch += kComplex) {
         Vec re[R], im[R];
-        const float* in = scratch + n2 * kComplex;
         unroll<R>(RK_LAMBDA(auto k1) {
-            const Vec r = load(in + k1 * kScratchPitch * kComplex);
-            const Vec i = load(in + k1 * kScratchPitch * kComplex + kLanes);
-            if constexpr (k1 > 0) {
+            const Vec r = load(scratch + k1 * kScratchPitch * kComplex);
+            const Vec i = load(scratch + k1 * kScratchPitch * kComplex + kLanes);
+            if constexpr (k1 > 0 && !coprime) {
                 const Vec c = broadcast(t.re[k1][n2]), s = broadcast(t.im[k1][n2]);
                 re[k1] = r * c - i * s;
                 im[k1] = i * c + r * s;
@@ -140,27 +140,25 @@ static void outer_inverse(const Transform& t, const float* scratch, Elements out
             }
         });
         dft<R>(im, re);
-        const Steps<R, float> out_re(out.re + n2 * out.stride, step), out_im(out.im + n2 * out.stride, step);
-        unroll<active>(RK_LAMBDA(auto n1) {
-            store(out_re[n1], finish(re[n1]));
-            store(out_im[n1], finish(im[n1]));
+        unroll<R>(RK_LAMBDA(auto n1) {
+            store(out.re + out.offset[n1], finish(re[n1]));
+            store(out.im + out.offset[n1], finish(im[n1]));
         });
     }
 }
 
+// Indexed by whether the radices are coprime and by the outer radix.
 struct OuterPasses {
-    void (*forward[kMaxRadix + 1][kMaxRadix + 1])(const Transform&, Elements, float*, int, int) = {};
-    void (*inverse[kMaxRadix + 1][kMaxRadix + 1])(const Transform&, const float*, Elements, int, int, Identity) = {};
-    void (*finish[kMaxRadix + 1][kMaxRadix + 1])(const Transform&, const float*, Elements, int, int, Epilogue) = {};
+    void (*forward[2][kMaxRadix + 1])(const Transform&, Elements, float*) = {};
+    void (*inverse[2][kMaxRadix + 1])(const Transform&, const float*, Elements, Identity) = {};
+    void (*scaled[2][kMaxRadix + 1])(const Transform&, const float*, Elements, Scale) = {};
 
     constexpr OuterPasses() {
-#define RK_FILL(R)                                                    \
-    unroll<R + 1>([&](auto active) {                                  \
-        forward[R][active] = outer_forward<R, active>;                \
-        if constexpr (active > 0) {                                   \
-            inverse[R][active] = outer_inverse<R, active, Identity>;  \
-            finish[R][active] = outer_inverse<R, active, Epilogue>;   \
-        }                                                             \
+#define RK_FILL(R)                                       \
+    unroll<2>([&](auto coprime) {                        \
+        forward[coprime][R] = outer_forward<R, coprime>; \
+        inverse[coprime][R] = outer_inverse<R, coprime>; \
+        scaled[coprime][R] = outer_inverse<R, coprime>;  \
     });
         RK_FOR_RADICES(RK_FILL)
 #undef RK_FILL
@@ -169,24 +167,16 @@ struct OuterPasses {
 
 static constexpr OuterPasses kOuter;
 
-// Outer pass over the first `count` elements; the others are zero.
-static inline void forward_outer(const Transform& t, Elements in, int count, float* scratch) {
-    const int whole = count / t.inner, rest = count % t.inner;
-    if (rest) kOuter.forward[t.outer][whole + 1](t, in, scratch, 0, rest);
-    kOuter.forward[t.outer][whole](t, in, scratch, rest, t.inner);
+static inline void forward_outer(const Transform& t, Elements in, float* scratch) {
+    kOuter.forward[t.coprime][t.outer](t, in, scratch);
 }
 
-// Outer pass that writes the first `count` elements only.
-static inline void inverse_outer(const Transform& t, const float* scratch, int count, Elements out) {
-    const int whole = count / t.inner, rest = count % t.inner;
-    if (rest) kOuter.inverse[t.outer][whole + 1](t, scratch, out, 0, rest, {});
-    if (whole) kOuter.inverse[t.outer][whole](t, scratch, out, rest, t.inner, {});
+static inline void inverse_outer(const Transform& t, const float* scratch, Elements out) {
+    kOuter.inverse[t.coprime][t.outer](t, scratch, out, {});
 }
 
-static inline void inverse_outer(const Transform& t, const float* scratch, int count, Elements out, Epilogue finish) {
-    const int whole = count / t.inner, rest = count % t.inner;
-    if (rest) kOuter.finish[t.outer][whole + 1](t, scratch, out, 0, rest, finish);
-    if (whole) kOuter.finish[t.outer][whole](t, scratch, out, rest, t.inner, finish);
+static inline void inverse_outer(const Transform& t, const float* scratch, Elements out, Scale scale) {
+    kOuter.scaled[t.coprime][t.outer](t, scratch, out, scale);
 }
 
 }  // namespace RK_ISA::spectral
