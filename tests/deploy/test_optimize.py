@@ -13,12 +13,7 @@ from toy_networks import randomize
 
 from replknet.deploy import compare, fuse, reparameterize
 from replknet.deploy.optimize import optimization_report, optimize
-from replknet.deploy.packed import (
-    FrozenDepthwiseConv2d,
-    PackedConv2d,
-    PackedMLP,
-    PackedPatchConv2d,
-)
+from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
 from replknet.models.replknet import RepLKNet
 from replknet.ops import _binary
 
@@ -64,8 +59,8 @@ def test_classifiers(options):
     fast = optimize(model)
     assert_same(model, fast, image)
     report = optimization_report(fast)
-    assert set(report.left_alone) <= {"head", "norm"}
-    assert len(report.replaced) == 4 + 2 + 3 * 4
+    assert set(report.left_alone) <= {"stem.0.conv", "head", "norm"}
+    assert len(report.replaced) == 3 + 2 + 3 * 4
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -92,7 +87,7 @@ def test_other_networks(name):
     assert_same(model, fast)
     report = optimization_report(fast)
     assert report.replaced or name == "repvgg_a0"
-    assert name == "mobilenetv2_035" or "convolution is dense with a" in str(report)
+    assert "convolution is dense with a" in str(report)
 
 
 def test_any_batch_and_size_and_no_change_of_results():
@@ -204,26 +199,6 @@ def test_shared_and_watched_modules():
     assert type(fast[0]) is PackedConv2d
     assert len(seen) == 2
     assert "2: convolution is a subclass, has hooks" in str(optimization_report(fast))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"kernel_size": 3, "stride": 2, "padding": 1},
-        {"kernel_size": (2, 5), "stride": (1, 3), "padding": (0, 2), "bias": False},
-        {"kernel_size": (3, 5), "padding": "same"},
-        {"kernel_size": 3, "padding": "valid"},
-    ],
-)
-def test_small_patches(options):
-    for activation in (nn.ReLU(), nn.GELU(), nn.Sigmoid()):
-        sequence = nn.Sequential(nn.Conv2d(3, 20, **options), activation)
-        fast = optimize(sequence)
-        assert isinstance(fast[0], PackedPatchConv2d)
-        for memory_format in (torch.contiguous_format, torch.channels_last):
-            image = torch.randn(2, 3, 17, 22).to(memory_format=memory_format)
-            assert_same(sequence, fast, image)
-            assert fast(image).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_mlp_on_rows_and_on_maps():

@@ -11,12 +11,7 @@ from typing import Any
 from torch import nn
 
 from replknet.analysis.model_engines import Call
-from replknet.deploy.packed import (
-    FrozenDepthwiseConv2d,
-    PackedConv2d,
-    PackedMLP,
-    PackedPatchConv2d,
-)
+from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
 
 LARGE_KERNEL = 9
 """Smallest kernel that counts as large."""
@@ -46,7 +41,7 @@ def kind_of(module: nn.Module) -> str | None:
     if isinstance(module, FrozenDepthwiseConv2d):
         large = max(module.weight.shape[2:]) >= LARGE_KERNEL
         return "large depthwise" if large else "small depthwise"
-    if isinstance(module, nn.Conv2d | PackedPatchConv2d):
+    if isinstance(module, nn.Conv2d):
         return "other convolution"
     if isinstance(module, nn.Linear):
         return "linear"

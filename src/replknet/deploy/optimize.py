@@ -17,7 +17,6 @@ from replknet.deploy.packed import (
     FrozenDepthwiseConv2d,
     PackedConv2d,
     PackedMLP,
-    PackedPatchConv2d,
     PackedProduct,
 )
 from replknet.deploy.reparameterize import reparameterize
@@ -34,11 +33,11 @@ def optimize(model: nn.Module, example_input: Tensor | None = None) -> nn.Module
     """Return a copy of ``model`` for inference on this machine: same calls, same results.
 
     Branches are merged and batch norms folded (``reparameterize``, ``fuse``). Then 1x1
-    convolutions, stems, MLPs and depthwise convolutions become layers with packed weights, cached
-    filter spectra, and bias, activation and residual folded in; feature maps are channels_last
-    inside and in the result. Works on RepLKNet in every form (classifier, ``features_only``,
-    backbone with stage norms) and on any other network, of which ``optimization_report`` says what
-    was left alone.
+    convolutions, MLPs and depthwise convolutions become layers with packed weights, cached filter
+    spectra, and bias, activation and residual folded in; feature maps are channels_last inside and
+    in the result. Works on RepLKNet in every form (classifier, ``features_only``, backbone with
+    stage norms) and on any other network, of which ``optimization_report`` says what was left
+    alone.
 
     The result takes any batch and image size, is deterministic, may be called from many threads,
     copied and pickled. It cannot be trained. Where the native kernels cannot run (another device or
@@ -111,7 +110,7 @@ def optimization_report(model: nn.Module) -> OptimizationReport:
     """Say which layers of the result of ``optimize`` are inference layers, and why not the rest."""
     replaced, left_alone = [], {}
     for name, module in model.named_modules():
-        if isinstance(module, (PackedConv2d, PackedPatchConv2d, PackedMLP, FrozenDepthwiseConv2d)):
+        if isinstance(module, (PackedConv2d, PackedMLP, FrozenDepthwiseConv2d)):
             replaced.append(name)
         elif isinstance(module, nn.Conv2d):
             left_alone[name] = f"convolution {obstacle(module) or 'of another device or dtype'}"

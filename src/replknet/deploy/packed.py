@@ -10,7 +10,6 @@ from collections.abc import Hashable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from replknet.ops import depthwise_conv2d, depthwise_conv2d_relu, problem_of
@@ -62,33 +61,6 @@ class PackedConv2d(PackedProduct):
         """``overwrite`` gives up the residual: its memory may become the result's."""
         rows = None if residual is None else to_rows(residual)
         return from_rows(pointwise(to_rows(x), self.layer, rows, overwrite=overwrite), x)
-
-
-class PackedPatchConv2d(PackedProduct):
-    """``activation(conv(x))`` on (N, in_channels, H, W), of a convolution of few inputs.
-
-    The patches that it sees are laid out as rows: worth it where they are small, as those of a
-    stem.
-    """
-
-    def __init__(self, conv: nn.Conv2d, activation: Activation = "identity") -> None:
-        super().__init__(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias, activation)
-        self.kernel_size, self.stride = conv.kernel_size, pair("stride", conv.stride, 1)
-        self.padding = four_sides(conv.padding, conv.kernel_size, self.stride, (1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        top, bottom, left, right = self.padding
-        image = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom)).contiguous()
-        batch, height, width, channels = image.shape
-        (kernel_h, kernel_w), (step_h, step_w) = self.kernel_size, self.stride
-        out_h, out_w = (height - kernel_h) // step_h + 1, (width - kernel_w) // step_w + 1
-        line = width * channels
-        patches = image.as_strided(
-            (batch, out_h, out_w, kernel_h, kernel_w * channels),
-            (height * line, step_h * line, step_w * channels, line, 1),
-        )
-        rows = pointwise(patches.reshape(-1, self.in_channels), self.layer)
-        return rows.view(batch, out_h, out_w, self.out_channels).permute(0, 3, 1, 2)
 
 
 class PackedMLP(nn.Module):

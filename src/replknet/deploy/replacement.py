@@ -10,17 +10,9 @@ from timm.layers.activations import GELU
 from torch import Tensor, nn
 
 from replknet.deploy.folding import has_hooks, is_convolution, is_linear
-from replknet.deploy.packed import (
-    FrozenDepthwiseConv2d,
-    PackedConv2d,
-    PackedMLP,
-    PackedPatchConv2d,
-)
+from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
 from replknet.models.replknet import ConvFFN, RepLKBlock, RepLKNetStage
 from replknet.ops.pointwise import Activation
-
-SMALL_PATCH = 64
-"""Inputs of a dense convolution's output up to which its patches are laid out as rows."""
 
 
 class PackedRepLKBlock(nn.Module):
@@ -75,8 +67,6 @@ def replacement(module: nn.Module) -> nn.Module | None:
         return _mlp(module)
     if is_pointwise(module):
         return PackedConv2d(module)
-    if is_patchwise(module):
-        return PackedPatchConv2d(module)
     if is_depthwise(module):
         return FrozenDepthwiseConv2d(module)
     return None
@@ -91,8 +81,6 @@ def replace_in_sequence(sequence: nn.Sequential) -> None:
         fused: nn.Module | None = None
         if kind is not None and is_pointwise(layer):
             fused = PackedConv2d(layer, kind)
-        elif kind is not None and is_patchwise(layer):
-            fused = PackedPatchConv2d(layer, kind)
         elif kind == "relu" and is_depthwise(layer):
             fused = FrozenDepthwiseConv2d(layer, relu=True)
         if fused is not None:
@@ -104,20 +92,7 @@ def replace_in_sequence(sequence: nn.Sequential) -> None:
 
 def is_pointwise(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     """Whether ``module`` is a convolution that multiplies each pixel with one matrix."""
-    return _is_dense(module) and module.kernel_size == (1, 1)
-
-
-def is_patchwise(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
-    """Whether ``module`` is a dense convolution whose patches are small."""
-    return _is_dense(module) and module.kernel_size != (1, 1)
-
-
-def _is_dense(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     return isinstance(module, nn.Conv2d) and not obstacle(module) and module.groups == 1
-
-
-def _patch(conv: nn.Conv2d) -> int:
-    return conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1]
 
 
 def is_depthwise(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
@@ -135,8 +110,6 @@ def obstacle(conv: nn.Conv2d) -> str:
         return ""
     if conv.groups > 1:
         return f"has {conv.groups} groups of {conv.in_channels // conv.groups} channels"
-    if conv.kernel_size != (1, 1) and conv.dilation == (1, 1) and _patch(conv) <= SMALL_PATCH:
-        return ""
     if conv.kernel_size != (1, 1):
         return f"is dense with a {conv.kernel_size[0]}x{conv.kernel_size[1]} kernel"
     if conv.stride != (1, 1):
