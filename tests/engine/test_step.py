@@ -10,6 +10,7 @@ from runs import read_metrics, toy_config
 from toy import ToyConfig, ToyTask
 
 from replknet.engine import train
+from replknet.engine.batchnorm import SynchronizedBatchNorm2d
 from replknet.engine.config import BatchConfig, EmaConfig, ExecutionConfig, OptimizerConfig
 from replknet.engine.distributed import Processes
 from replknet.engine.precision import autocast
@@ -164,15 +165,17 @@ def test_grad_checkpointing_is_turned_on_or_refused(tmp_path):
         enable_grad_checkpointing(torch.nn.Linear(2, 2))
 
 
-def test_sync_bn_on_the_cpu_says_that_it_is_not(tmp_path, caplog):
-    config = toy_config(tmp_path)
+def test_sync_bn_on_the_cpu_names_the_norms_it_leaves_alone(tmp_path, caplog, monkeypatch):
     two = Processes(rank=0, world_size=2, device=torch.device("cpu"))
-    state = create_state(config, ToyTask(ToyConfig(batch_norm=True)), two)
-    assert type(state.model.norm) is torch.nn.BatchNorm2d
-    assert "sync_bn needs GPUs" in caplog.text
-    caplog.clear()
-    create_state(config, ToyTask(ToyConfig(batch_norm=False)), two)
+    task = ToyTask(ToyConfig(batch_norm=True))
+    state = create_state(toy_config(tmp_path), task, two)
+    assert type(state.model.norm) is SynchronizedBatchNorm2d
     assert caplog.text == ""
+    model = task.build_model()
+    model.norm = torch.nn.BatchNorm3d(6)
+    monkeypatch.setattr(task, "build_model", lambda: model)
+    create_state(toy_config(tmp_path), task, two)
+    assert "in BatchNorm3d every process normalises" in caplog.text
 
 
 def test_batches_in_containers_are_moved_whole():

@@ -1,6 +1,8 @@
 import logging
+import multiprocessing
 import pickle
 import random
+import subprocess
 from itertools import chain
 
 import numpy as np
@@ -226,6 +228,20 @@ def test_a_set_without_a_single_good_image_stops(workers):
     loader = train_loader(Pictures(26, corrupt=range(26)), max_corrupt_fraction=1, workers=workers)
     with pytest.raises(CorruptDataError, match="all corrupt"):
         next(loader.epoch(0))
+
+
+def test_workers_end_when_their_process_asks_and_not_when_others_do():
+    loader = train_loader(workers=1, mixes=False)
+    batches = loader.epoch(0)
+    before = set(multiprocessing.active_children())
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    subprocess.run(["kill", str(worker.pid)], check=True)
+    assert len(list(batches)) == len(loader) - 1
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(timeout=30)
+    assert not worker.is_alive()
 
 
 # Evaluation

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -267,7 +269,18 @@ def _ignore_stop_signals(_: int) -> None:
     """Leave it to the training process when to stop.
 
     Launchers send a signal to all processes; a worker that dies of it makes the DataLoader raise
-    in the training process, at any point, even while that writes its last checkpoint.
+    in the training process, at any point, even while that writes its last checkpoint. Only the
+    SIGTERM of the training process itself, at its own end, counts.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # tells who sent it; not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end_when_the_parent_asks() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
