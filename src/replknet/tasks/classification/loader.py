@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
-import os
+import multiprocessing
 import signal
-import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -269,18 +269,20 @@ def _ignore_stop_signals(_: int) -> None:
     """Leave it to the training process when to stop.
 
     Launchers send a signal to all processes; a worker that dies of it makes the DataLoader raise
-    in the training process, at any point, even while that writes its last checkpoint. Only the
-    SIGTERM of the training process itself, at its own end, counts.
+    in the training process, at any point, even while that writes its last checkpoint.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # tells who sent it; not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()
-    else:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
-def _end_when_the_parent_asks() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+@atexit.register
+def _end_workers() -> None:
+    """End the workers of loaders that are alive at exit.
+
+    Left to itself, multiprocessing asks its daemons with SIGTERM, and waits for ever.
+    """
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises when workers die
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
