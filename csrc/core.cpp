@@ -6,6 +6,10 @@
 
 #include "kernels.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 #ifdef RK_HAVE_AVX512
 RK_DECLARE_KERNELS(avx512);
 #endif
@@ -75,29 +79,12 @@ const Algorithm& algorithm(const rk_problem& problem) { return kernels().algorit
 
 size_t round_up(size_t bytes) { return (bytes + 4095) / 4096 * 4096 + 64; }  // + 64: threads differ in cache set
 
-// Memory of one call. The latest is kept for the next call that it is large enough for: the page faults of fresh memory
-// cost as much as a convolution.
-class Workspace {
-  public:
-    explicit Workspace(size_t bytes) : block_(kept.exchange(nullptr)) {
-        if (block_ && block_->bytes >= bytes) return;
-        std::free(block_);
-        block_ = static_cast<Block*>(std::aligned_alloc(64, sizeof(Block) + (bytes + 63) / 64 * 64));
-        if (block_) block_->bytes = bytes;
-    }
-    ~Workspace() { std::free(kept.exchange(block_)); }
-    Workspace(const Workspace&) = delete;
-    char* memory() const { return block_ ? reinterpret_cast<char*>(block_ + 1) : nullptr; }
-
-  private:
-    struct alignas(64) Block {
-        size_t bytes;
-    };
-    static std::atomic<Block*> kept;
-    Block* block_;
-};
-
-std::atomic<Workspace::Block*> Workspace::kept{nullptr};
+// Makes AddressSanitizer report every access to memory between the workspaces of two threads.
+void forbid([[maybe_unused]] char* memory, [[maybe_unused]] size_t bytes) {
+#ifdef __SANITIZE_ADDRESS__
+    ASAN_POISON_MEMORY_REGION(memory, bytes);
+#endif
+}
 
 }  // namespace
 
@@ -113,10 +100,12 @@ static int call(const rk_problem* problem, void* input, float* weight, const voi
                 void* output, void (*Algorithm::*step)(const Call&)) {
     const Algorithm& chosen = algorithm(*problem);
     if (!chosen.supports(*problem)) return RK_UNSUPPORTED;
-    const size_t stride = round_up(chosen.workspace_bytes(*problem));
-    const Workspace workspace(stride * problem->threads);
-    if (!workspace.memory()) return RK_OUT_OF_MEMORY;
-    (chosen.*step)({problem, input, weight, spectrum, bias, output, workspace.memory(), stride});
+    const size_t used = chosen.workspace_bytes(*problem), stride = round_up(used);
+    char* workspace = static_cast<char*>(std::aligned_alloc(64, stride * problem->threads));
+    if (!workspace) return RK_OUT_OF_MEMORY;
+    for (int t = 0; t < problem->threads; t++) forbid(workspace + t * stride + used, stride - used);
+    (chosen.*step)({problem, input, weight, spectrum, bias, output, workspace, stride});
+    std::free(workspace);
     return RK_OK;
 }
 

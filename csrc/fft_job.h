@@ -10,7 +10,9 @@ namespace RK_ISA::spectral {
 
 // Working memory of one thread: a plane and a spectrum for each group of a block, a plane more, and less than 128 KiB of
 // lines and scratch.
-static int64_t line_floats(const Plan& plan) { return 2 * (most(plan.cols.window, plan.cols.step) + 1) * kLanes; }
+static int64_t line_floats(const Plan& plan) {
+    return 2 * (most(most(plan.cols.window, plan.cols.step), plan.cols.taps) + 1) * kLanes;
+}
 
 static int64_t workspace_floats(const Plan& plan) {
     return plan.block * (plan.plane_floats() + plan.spectrum_floats()) + plan.plane_floats() + 2 * kScratchFloats +

@@ -1,7 +1,7 @@
 /* The C interface of the native core: depthwise convolution on CPU tensors of any strides.
  *
- * Nothing here keeps state or a reference after it returns, except rk_force_isa; of memory, one workspace is kept for
- * the next call. All functions may be called from any number of threads at once. */
+ * Nothing here keeps memory, state or a reference after it returns, except rk_force_isa. All functions may be
+ * called from any number of threads at once. */
 #ifndef REPLKNET_CORE_H
 #define REPLKNET_CORE_H
 
@@ -37,7 +37,7 @@ typedef struct rk_problem {
 /* RK_OK, or RK_UNSUPPORTED. */
 RK_API int rk_supports(const rk_problem* problem);
 
-/* Bytes of workspace of one thread of rk_run. */
+/* Bytes of workspace of one thread, allocated and freed by rk_run. */
 RK_API size_t rk_workspace_bytes(const rk_problem* problem);
 
 /* Bytes of the filter spectra that rk_prepare writes; 0 where the algorithm has none. */

@@ -57,6 +57,16 @@ def test_truncated(write, name, keep):
         read_checkpoint(path)
 
 
+def test_old_format_truncated_anywhere_in_its_pickles(tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save(small().state_dict(), path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    for length in range(8, 2000):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"old.pth "):
+            read_checkpoint(path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

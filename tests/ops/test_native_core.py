@@ -73,26 +73,6 @@ def test_calls_from_many_threads_at_once():
         assert all(pool.map(work, range(8)))
 
 
-def test_workspace_is_kept_for_the_next_call():
-    """A workspace that glibc maps anew costs a page fault for every 4 KiB."""
-    pytest.importorskip("resource")
-    code = """
-import resource, torch
-from replknet.ops import depthwise_conv2d
-input, weight = torch.randn(1, 1, 56, 56), torch.randn(1, 1, 31, 31)
-faults = []
-for _ in range(12):
-    depthwise_conv2d(input, weight, algorithm="fft")
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-print(faults[-1] - faults[1])
-"""
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # maps each larger block anew
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert int(run.stdout) < 100
-
-
 def test_peak_is_measured():
     assert native.fma_peak(1) > 1e9
 

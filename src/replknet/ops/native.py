@@ -39,7 +39,7 @@ class NativeAlgorithm:
 
     Reads and writes tensors of any strides in float32, bfloat16 or float16 and computes in float32.
     Uses as many threads as PyTorch and holds no lock meanwhile. Its workspace is bounded for each
-    thread; one is kept for the next call.
+    thread and freed before a call returns.
     """
 
     def __init__(self, name: str, code: int) -> None:
