@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from replknet.nn import PointwiseConv2d, pointwise
+from replknet.nn import PointwiseConv2d
 
 
 @pytest.fixture(params=[True, False], ids=["mkl", "convolution"])
 def mkl(request, monkeypatch):
     """The layer on either road, on any machine."""
-    monkeypatch.setattr(pointwise, "MKL_IS_FAST", request.param)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: request.param)
     return request.param
 
 
