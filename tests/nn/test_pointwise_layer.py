@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from replknet.nn import PointwiseConv2d
+from replknet.nn import PointwiseConv2d, pointwise
 
 
 @pytest.fixture(params=[True, False], ids=["mkl", "convolution"])
 def mkl(request, monkeypatch):
     """The layer on either road, on any machine."""
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: request.param)
+    monkeypatch.setattr(pointwise, "HAS_MKL", request.param)
     return request.param
 
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from replknet.ops.arguments import layout_of
 
+HAS_MKL = torch.backends.mkl.is_available()  # a constant, which torch.compile can read
+
 
 class PointwiseConv2d(nn.Conv2d):
     """``nn.Conv2d`` with a 1x1 kernel, trained as matrix products where those are faster.
@@ -38,5 +40,5 @@ def _trains_on_mkl(input: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and input.ndim == 4
         and layout_of(input) == "NHWC"
-        and torch.backends.mkl.is_available()
+        and HAS_MKL
     )
