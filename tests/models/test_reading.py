@@ -57,13 +57,14 @@ def test_truncated(write, name, keep):
         read_checkpoint(path)
 
 
-def test_old_format_truncated_anywhere_in_its_pickles(tmp_path):
+def test_old_format_truncated_within_its_first_2000_bytes(tmp_path):
+    """A file cut within the name of a class may be refused for that class."""
     path = tmp_path / "old.pth"
     torch.save(small().state_dict(), path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
     for length in range(8, 2000):
         path.write_bytes(content[:length])
-        with pytest.raises(ValueError, match=r"old.pth "):
+        with pytest.raises(ValueError, match=r"is truncated or damaged|so it is refused"):
             read_checkpoint(path)
 
 
