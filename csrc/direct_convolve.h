@@ -62,17 +62,6 @@ struct Job {
     int64_t n, group, phase_h, phase_w, tile_row, tile_col;
 };
 
-constexpr int64_t kAheadBytes = 16 << 10;
-
-// Fetches the filters of the next group into the cache while this one is computed.
-static void fetch_ahead(const Call& call, int64_t group) {
-    const rk_problem& p = *call.problem;
-    const int64_t bytes = filter_floats(p) * sizeof(float);
-    if (bytes > kAheadBytes || (group + 1) * kLanes >= p.channels) return;
-    const char* next = static_cast<const char*>(call.spectrum ? call.spectrum : call.weight) + (group + 1) * bytes;
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i);
-}
-
 static void correlate_tile(const Call& call, const Source& s, const Job& job, const Buffers& buffers) {
     const rk_problem& p = *s.problem;
     const Axes a = axes(p);
@@ -181,7 +170,7 @@ static void run_tiles(const Call& call) {
                     read_tile(filter_image(p, call.weight, job.group), 0, 0, p.kernel_h, p.kernel_w, filter,
                               p.kernel_w * kLanes);
                 packed = job.group;
-                fetch_ahead(call, job.group);
+                fetch_ahead(call, filter_floats(p), job.group);
             }
             correlate_tile(call, s, job, buffers);
         }

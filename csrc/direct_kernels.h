@@ -4,8 +4,6 @@
 //   add_taps   K taps and T sums in registers; each input of a row is loaded once for all of them.
 //   add_block  R x T sums in registers; each tap is loaded once for all of them. For outputs of few columns, the
 //              weight gradients of small filters, where T sums alone would not hide the latency of an addition.
-//   add_full   R x T sums in registers; each input is loaded once for all of them. For filters that reach from any
-//              input to any output, where there are too few registers for K taps beside enough sums.
 // At the borders of the map only the outputs that an input reaches take part, so that padding is never multiplied.
 #pragma once
 
@@ -177,30 +175,10 @@ static void add_block(const Correlation& c, Range taps, int row) {
     store_sums(c, c.y + row * c.y_pitch, sum);
 }
 
-// Adds the rows of x in `part` to R rows of outputs from `row` and T columns from `col`. Step is that of the taps.
-template <int R, int T, int Step>
-static void add_full(const Correlation& c, Range part, int row, int col) {
-    Vec sum[R][T] = {};
-    for (int i = part.begin; i < part.end; i++) {
-        const float* x = c.x + i * c.x_pitch;
-        const float* w = c.w + (i - row + c.pad_top) * c.w_pitch + (c.pad_left - col) * Step;
-#pragma GCC unroll 1
-        for (int j = 0; j < c.x_cols; j++, x += kLanes, w += Step) {
-            const Vec v = load(x);
-#pragma GCC unroll 4
-            for (int r = 0; r < R; r++)
-#pragma GCC unroll 16
-                for (int t = 0; t < T; t++) sum[r][t] += v * load(w - r * c.w_pitch - t * Step);
-        }
-    }
-    store_sums(c, c.y + row * c.y_pitch + col * c.y_step, sum);
-}
-
 // ---------------------------------------------------------------- tables of kernels
 
 typedef void (*TapsKernel)(const Correlation&, const Part&, int col, int blocks);
 typedef void (*BlockKernel)(const Correlation&, Range taps, int row);
-typedef void (*FullKernel)(const Correlation&, Range part, int row, int col);
 
 template <int K, int T, bool Packed>
 static constexpr TapsKernel taps_kernel() {
@@ -239,26 +217,6 @@ struct BlockKernels<Indices<T...>> {
         {block_kernel<1, T>()...},
         {block_kernel<2, T>()...},
         {block_kernel<3, T>()...},
-    };
-};
-
-template <int R, int T, int Step>
-static constexpr FullKernel full_kernel() {
-    if constexpr (R <= rows_at_once(T) && kSums == 14)
-        return add_full<R, T, Step>;
-    else
-        return nullptr;
-}
-
-template <int Step, class Widths = Indices<1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>>
-struct FullKernels;
-
-template <int Step, int... T>
-struct FullKernels<Step, Indices<T...>> {
-    static constexpr FullKernel table[kMaxBlockRows][kMaxCols] = {
-        {full_kernel<1, T, Step>()...},
-        {full_kernel<2, T, Step>()...},
-        {full_kernel<3, T, Step>()...},
     };
 };
 

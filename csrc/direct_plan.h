@@ -68,6 +68,16 @@ struct Buffers {
 static int64_t filter_floats(const rk_problem& p) { return int64_t(p.kernel_h) * p.kernel_w * kLanes; }
 static int64_t tile_floats(int64_t rows, int64_t cols) { return rows * pitch_of(cols); }
 
+constexpr int64_t kAheadBytes = 16 << 10;
+
+// Fetches the filters of the next group into the cache while this one is computed; a group has `floats` of them.
+static void fetch_ahead(const Call& call, int64_t floats, int64_t group) {
+    const int64_t bytes = floats * sizeof(float);
+    if (bytes > kAheadBytes || (group + 1) * kLanes >= call.problem->channels) return;
+    const char* next = static_cast<const char*>(call.spectrum ? call.spectrum : call.weight) + (group + 1) * bytes;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i);
+}
+
 // Part of an axis that a tile of outputs reads.
 struct Reach {
     int64_t begin, count, pad;  // pad: of the tile with respect to `begin`

@@ -79,40 +79,12 @@ static void correlate_by_blocks(const Correlation& c) {
     });
 }
 
-// Whether every input reaches every output, through adjacent taps.
-static bool reaches_everywhere(const Correlation& c) {
-    return (c.w_step == kLanes || c.w_step == -kLanes) && c.x_step == kLanes && !c.split_taps &&
-           c.pad_top >= c.y_rows - 1 && c.kernel_rows >= c.x_rows + c.pad_top && c.pad_left >= c.y_cols - 1 &&
-           c.kernel_cols >= c.x_cols + c.pad_left;
-}
-
-// All taps, without regard to borders.
-static void correlate_fully(const Correlation& c) {
-    const auto& kernels = c.w_step > 0 ? FullKernels<kLanes>::table : FullKernels<-kLanes>::table;
-    const Split columns(c.y_cols, kMaxCols);
-    for_each_part(c, c.x_cols, [&](const Part& part, bool first, bool last) {
-        Correlation some = c;
-        some.add = c.add || !first;
-        some.relu = c.relu && last;
-        const Range rows_of_x = {part.begin - c.pad_top, part.end - c.pad_top};
-        for (int i = 0; i < columns.parts; i++) {
-            const int col = columns.begin(i), width = columns.end(i) - col;
-            for (int row = 0, count; row < c.y_rows; row += count) {
-                count = smaller(rows_at_once(width), c.y_rows - row);
-                kernels[count - 1][width - 1](some, rows_of_x, row, col);
-            }
-        }
-    });
-}
-
 // The order in which the products of an output are added up depends neither on where its row lies in y nor on how
 // many rows y has, when `split_taps`.
 static void correlate(const Correlation& c) {
     const bool few_columns = c.y_cols <= kMaxBlockCols && 3 * c.y_cols <= c.kernel_cols && c.y_cols <= c.x_cols;
     if (!c.x_rows || !c.x_cols || !c.kernel_rows || !c.kernel_cols)
         correlate_nothing(c);
-    else if (kSums == 14 && reaches_everywhere(c))
-        correlate_fully(c);
     else if (few_columns && c.x_step == kLanes)
         correlate_by_blocks(c);
     else

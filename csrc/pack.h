@@ -122,11 +122,34 @@ static RK_INLINE void read_quads(const Image& image, const T* source, int count,
 // The last block of a run of columns overlaps the one before it rather than being narrower, where it can.
 static RK_INLINE int64_t block_start(int64_t i, int64_t length) { return length < 4 || i + 4 <= length ? i : length - 4; }
 
+// All columns of all rows, at least 4, where neither side has gaps: most filters.
+template <class T>
+static void read_gapless(const Image& image, const T* source, int64_t length, float* target) {
+    const T* lanes[kLanes];
+    for (int lane = 0; lane < kLanes; lane++) lanes[lane] = source + lane * image.c;
+    for (int64_t i = 0; i < length; i += 4) {
+        const int64_t start = i + 4 <= length ? i : length - 4;
+        Vec pixels[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            Quad q[kQuads];
+#pragma GCC unroll 4
+            for (int k = 0; k < kQuads; k++) q[k] = load_quad(lanes[4 * k + j] + start, 4);
+            pixels[j] = join(q);
+        }
+        transpose(pixels);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) store(target + (start + j) * kLanes, pixels[j]);
+    }
+}
+
 template <class T>
 static void read_columns_adjacent(const Image& image, const T* source, const Inside& in, float* target,
                                   int64_t pitch) {
     int64_t runs, length;
     merge_rows(image, in, &runs, &length);
+    if (image.channels == kLanes && length >= 4 && runs == 1 && pitch == in.cols * kLanes)
+        return read_gapless(image, source, length, target);
     const int count = length < 4 ? int(length) : 4;
     Cursor cursor(target, in.cols, pitch);
     for (int64_t run = 0; run < runs; run++) {

@@ -150,6 +150,12 @@ Axis random_axis() {
     return a;
 }
 
+// A kernel that reaches from every input to every output.
+Axis whole_axis() {
+    const int64_t size = pick(1, 16);
+    return {size, size, 2 * size - 1, 1, 1, size - 1};
+}
+
 template <class F>
 void each_tap(const Axis& a, int64_t out, F f) {
     for (int64_t tap = 0; tap < a.kernel; tap++) {
@@ -178,7 +184,8 @@ struct Check {
     double worst[3] = {};
 
     void problem(int algorithm) {
-        const Axis h = random_axis(), w = random_axis();
+        const bool whole = pick(0, 7) == 0;
+        const Axis h = whole ? whole_axis() : random_axis(), w = whole ? whole_axis() : random_axis();
         const int64_t n = pick(1, 3), c = pick({pick(1, 8), pick(1, 40)});
         const int dtype = pick({RK_F32, RK_F32, RK_BF16, RK_F16}), layout = pick(0, 2), threads = pick(1, 3);
         Tensor input(n, c, h.in, w.in, dtype, layout), output(n, c, h.out, w.out, dtype, layout);

@@ -171,6 +171,37 @@ def test_tiles_of_large_maps_join(isa, layout, size, kernel_size):
         check((2, 18, *size), kernel_size, (top, top, left, left), layout=layout)
 
 
+@each_isa
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC", "sliced"])
+@pytest.mark.parametrize("size", [(7, 7), (14, 14), (12, 20), (10, 31), (32, 5), (9, 14), (32, 32)])
+def test_filters_that_reach_from_every_pixel_to_every_other(isa, size, layout):
+    height, width = size
+    kernel_size = (2 * height - 1, 2 * width - 1)
+    padding = (height - 1, height - 1, width - 1, width - 1)
+    with native.force_isa(isa):
+        check((2, 19, height, width), kernel_size, padding, layout=layout)
+
+
+@each_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [7, 14])
+def test_bias_and_relu_after_filters_that_reach_everywhere(isa, dtype, size):
+    input, weight = torch.randn(2, 19, size, size), torch.randn(19, 1, 2 * size - 1, 2 * size - 1)
+    bias = torch.randn(19)
+    problem = problem_of("forward", input.to(dtype), weight, (size - 1,) * 4)
+    with native.force_isa(isa):
+        result = DIRECT.forward(problem, input.to(dtype), weight.to(dtype), bias.to(dtype), True)
+    sums = torch.nn.functional.conv2d(
+        input.to(dtype).double(),
+        weight.to(dtype).double(),
+        bias.to(dtype).double(),
+        padding=size - 1,
+        groups=19,
+    )
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(result.double(), sums.relu(), rtol=eps, atol=2e-5)
+
+
 @pytest.mark.parametrize(("size", "taps"), [(56, 31), (28, 29), (14, 27), (7, 13)])
 def test_accuracy_at_the_shapes_of_replknet(size, taps):
     check((1, 16, size, size), (taps, taps), (taps // 2,) * 4, layout="NHWC")
@@ -251,9 +282,11 @@ def test_bits_do_not_depend_on_the_run_or_the_number_of_threads(channels, taps):
 
 
 @each_isa
-def test_prepared_filters_give_the_same_bits(isa):
-    input, weight, bias = torch.randn(2, 20, 9, 9), torch.randn(20, 1, 5, 5), torch.randn(20)
-    problem = problem_of("forward", input, weight, (2, 2, 2, 2))
+@pytest.mark.parametrize(("size", "taps"), [(9, 5), (7, 13), (10, 19)])
+def test_prepared_filters_give_the_same_bits(isa, size, taps):
+    input, bias = torch.randn(2, 20, size, size), torch.randn(20)
+    weight = torch.randn(20, 1, taps, taps)
+    problem = problem_of("forward", input, weight, (taps // 2,) * 4)
     with native.force_isa(isa):
         prepared = DIRECT.prepare(problem, weight)
         result = DIRECT.forward_prepared(input, prepared, bias, False)

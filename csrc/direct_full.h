@@ -1,0 +1,197 @@
+// Forward pass and input gradient of the direct algorithm where every input reaches every output: H x W inputs, as many
+// outputs and 2H - 1 x 2W - 1 taps, as of large kernels on the small maps of the last stages.
+//
+// An even number of rows is halved once: the taps before, around and after the middle, A, B and C, each of H - 1 rows,
+// make three products where the definition takes four (Karatsuba),
+//   y0 = B (x0 + x1) + (C - B) x1,   y1 = B (x0 + x1) + (A - B) x0   for the halves x0, x1 and y0, y1.
+// An infinity then becomes a NaN. Halving again costs as much, in differences of filters, as it saves.
+//
+// Workspace of one thread: a packed filter, its factors and three maps: less than 2 MiB.
+#pragma once
+
+#include <omp.h>
+
+#include "direct_plan.h"
+
+namespace RK_ISA {
+namespace direct {
+
+constexpr int kMostFull = 32;  // rows or columns; the transform wins before
+constexpr int kFewestHalved = 10;
+constexpr int kFullTapsPerSum = 49;
+
+static bool suits_full(const rk_problem& p) {
+    return p.pass != RK_GRAD_WEIGHT && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 && p.dilation_w == 1 &&
+           p.in_h == p.out_h && p.in_w == p.out_w && p.in_h <= kMostFull && p.in_w <= kMostFull &&
+           p.kernel_h == 2 * p.in_h - 1 && p.kernel_w == 2 * p.in_w - 1 && p.pad_top == p.in_h - 1 &&
+           p.pad_left == p.in_w - 1;
+}
+
+static bool is_halved(const rk_problem& p) { return p.in_h % 2 == 0 && p.in_h >= kFewestHalved; }
+
+static int64_t map_floats(const rk_problem& p) { return int64_t(p.in_h) * p.in_w * kLanes; }
+
+// The filters of the products: B, C - B, A - B, or the whole one.
+static int64_t factors_floats(const rk_problem& p) {
+    return is_halved(p) ? 3 * int64_t(p.in_h - 1) * p.kernel_w * kLanes : filter_floats(p);
+}
+
+// target[i] = a[i] + kSign b[i] for vectors `step` after each other in a and b.
+template <int kSign>
+static void combine(const float* a, const float* b, int64_t step, int64_t count, float* target) {
+    for (int64_t i = 0; i < count; i++, a += step, b += step, target += kLanes)
+        store(target, load(a) + float(kSign) * load(b));
+}
+
+static void copy(const float* a, int64_t step, int64_t count, float* target) {
+    for (int64_t i = 0; i < count; i++, a += step, target += kLanes) store(target, load(a));
+}
+
+// Reads the filter of a group and writes its factors.
+static void factorize(const rk_problem& p, const float* weight, int64_t group, float* factors, float* packed) {
+    const int64_t taps = int64_t(p.kernel_h) * p.kernel_w;
+    const bool flipped = p.pass == RK_GRAD_INPUT, whole = !is_halved(p);
+    float* const target = whole && !flipped ? factors : packed;
+    read_tile(filter_image(p, weight, group), 0, 0, p.kernel_h, p.kernel_w, target, p.kernel_w * kLanes);
+    const int64_t step = flipped ? -kLanes : kLanes;
+    const float* before = flipped ? packed + (taps - 1) * kLanes : packed;
+    if (whole) {
+        if (flipped) copy(before, step, taps, factors);
+        return;
+    }
+    const int64_t half = int64_t(p.in_h / 2) * p.kernel_w * step, count = int64_t(p.in_h - 1) * p.kernel_w;
+    const float *const around = before + half, *const after = around + half;
+    copy(around, step, count, factors);
+    combine<-1>(after, around, step, count, factors + count * kLanes);
+    combine<-1>(before, around, step, count, factors + 2 * count * kLanes);
+}
+
+// y = start + filter * x on packed maps of `rows` x `cols` pixels; without `start`, zero.
+struct Product {
+    int rows, cols;
+    const float *filter, *x, *start;
+    float* y;
+};
+
+template <int R, int T>
+static RK_INLINE void add_input(const float* x, const float* w, int64_t w_pitch, Vec (&sum)[R][T]) {
+    const Vec v = load(x);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+        for (int t = 0; t < T; t++) sum[r][t] += v * load(w - r * w_pitch - t * kLanes);
+}
+
+// Adds rows of x from `begin` to before `end` to R rows and T columns of outputs. Square: x has T columns as well.
+template <int R, int T, bool Square>
+static void multiply_block(const Product& p, int begin, int end, int row, int col) {
+    const int64_t pitch = p.cols * kLanes, w_pitch = 2 * pitch - kLanes;
+    Vec sum[R][T] = {};
+    const float* x = p.x + begin * pitch;
+    const float* w = p.filter + (begin - row + p.rows - 1) * w_pitch + (p.cols - 1 - col) * kLanes;
+    for (int i = begin; i < end; i++, x += pitch, w += w_pitch) {
+        if constexpr (Square) {
+#pragma GCC unroll 16
+            for (int j = 0; j < T; j++) add_input(x + j * kLanes, w + j * kLanes, w_pitch, sum);
+        } else {
+#pragma GCC unroll 1
+            for (int j = 0; j < p.cols; j++) add_input(x + j * kLanes, w + j * kLanes, w_pitch, sum);
+        }
+    }
+    const int64_t corner = row * pitch + col * kLanes;
+    const float* start = p.start ? p.start + corner : nullptr;
+    float* const y = p.y + corner;
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+        for (int t = 0; t < T; t++) {
+            const int64_t at = r * pitch + t * kLanes;
+            store(y + at, start ? sum[r][t] + load(start + at) : sum[r][t]);
+        }
+}
+
+typedef void (*BlockProduct)(const Product&, int begin, int end, int row, int col);
+
+template <int R, int T, bool Square>
+static constexpr BlockProduct block_product() {
+    if constexpr (R <= rows_at_once(T))
+        return multiply_block<R, T, Square>;
+    else
+        return nullptr;
+}
+
+template <bool Square, class Widths = Indices<1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>>
+struct BlockProducts;
+
+template <bool Square, int... T>
+struct BlockProducts<Square, Indices<T...>> {
+    static constexpr BlockProduct table[kMaxBlockRows][kMaxCols] = {
+        {block_product<1, T, Square>()...},
+        {block_product<2, T, Square>()...},
+        {block_product<3, T, Square>()...},
+    };
+};
+
+static void multiply(Product p) {
+    const Split parts(p.rows, larger(1, kFullTapsPerSum / p.cols)), blocks(p.cols, kMaxCols);
+    const auto& kernels = blocks.parts == 1 ? BlockProducts<true>::table : BlockProducts<false>::table;
+    for (int part = 0; part < parts.parts; part++, p.start = p.y)
+        for (int block = 0; block < blocks.parts; block++) {
+            const int col = blocks.begin(block), width = blocks.end(block) - col;
+            for (int row = 0, count; row < p.rows; row += count) {
+                count = smaller(rows_at_once(width), p.rows - row);
+                kernels[count - 1][width - 1](p, parts.begin(part), parts.end(part), row, col);
+            }
+        }
+}
+
+// The whole map; `scratch` holds another one.
+static void multiply_map(const rk_problem& p, const float* factors, const float* x, float* y, float* scratch) {
+    const int rows = p.in_h, cols = p.in_w, half = rows / 2;
+    if (!is_halved(p)) return multiply({rows, cols, factors, x, nullptr, y});
+    const int64_t floats = int64_t(half) * cols * kLanes, filter = factors_floats(p) / 3;
+    float *const sum = scratch, *const common = scratch + floats;
+    combine<1>(x, x + floats, kLanes, half * cols, sum);
+    multiply({half, cols, factors, sum, nullptr, common});
+    multiply({half, cols, factors + filter, x + floats, common, y});
+    multiply({half, cols, factors + 2 * filter, x, common, y + floats});
+}
+
+static size_t full_workspace(const rk_problem& p) {
+    return (factors_floats(p) + filter_floats(p) + 3 * map_floats(p)) * sizeof(float);
+}
+
+static void run_full(const Call& call) {
+    const rk_problem& p = *call.problem;
+    const bool flipped = p.pass == RK_GRAD_INPUT;
+    const int64_t jobs = group_count(p.channels) * p.batch, rows = p.in_h, cols = p.in_w, pitch = cols * kLanes;
+#pragma omp parallel num_threads(p.threads)
+    {
+        const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        float* const own = reinterpret_cast<float*>(call.workspace + thread * call.workspace_stride);
+        float *const packed = own + factors_floats(p), *const x = packed + filter_floats(p);
+        float *const y = x + map_floats(p), *const scratch = y + map_floats(p);
+        const float* factors = own;
+        int64_t factorized = -1;
+        for (int64_t i = jobs * thread / threads; i < jobs * (thread + 1) / threads; i++) {
+            const int64_t group = i / p.batch, n = i % p.batch;
+            if (call.spectrum)
+                factors = static_cast<const float*>(call.spectrum) + group * factors_floats(p);
+            else if (factorized != group)
+                factorize(p, call.weight, group, own, packed);
+            factorized = group;
+            const auto image = [&](void* tensor, const int64_t* stride) {
+                return group_image(tensor, stride, rows, cols, p.channels, p.dtype, n, group);
+            };
+            const Image input = image(call.input, p.input_stride), output = image(call.output, p.output_stride);
+            const Image &source = flipped ? output : input, &target = flipped ? input : output;
+            read_tile(source, 0, 0, rows, cols, x, pitch);
+            fetch_ahead(call, call.spectrum ? factors_floats(p) : filter_floats(p), group);
+            multiply_map(p, factors, x, y, scratch);
+            write_tile(target, 0, 0, rows, cols, y, pitch, load_channels(call.bias, target), p.relu);
+        }
+    }
+}
+
+}  // namespace direct
+}  // namespace RK_ISA
