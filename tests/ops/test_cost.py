@@ -8,7 +8,7 @@ import torch
 from replknet.ops import cost, problem_of
 from replknet.ops.cost import CostTable, Curve, calibration_file, cost_table, key, predict
 
-PROBLEM = problem_of(torch.zeros(2, 10, 8, 8), torch.zeros(10, 1, 4, 4))
+PROBLEM = problem_of(torch.zeros(2, 10, 8, 8), torch.zeros(10, 1, 2, 2))
 
 
 @pytest.fixture
@@ -19,13 +19,19 @@ def table():
         plane=[[10.0, 40.0], [20.0, 80.0]],
     )
     curves = {key("torch", "forward", "NCHW"): curve}
-    return CostTable(torch.get_num_threads(), [2, 8], [4, 16], curves)
+    return CostTable(torch.get_num_threads(), [1, 4], [4, 16], curves)
 
 
 def test_interpolates_on_a_logarithmic_scale(table):
     # Half way in both directions: plane 10 * 2 * sqrt(2), channel 1 * 2 * sqrt(2).
     expected = 1e-9 * (1000 + (20 * 10 + 10 * 1) * 2 * 2**0.5)
     assert table.seconds("torch", PROBLEM, "NCHW", 8) == pytest.approx(expected)
+
+
+def test_kernels_of_the_last_row_are_trimmed_to_small_maps(table):
+    trimmed = problem_of(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 7, 7))
+    wide = replace(table, kernel_sizes=[1, 31])
+    assert wide.seconds("torch", trimmed, "NCHW", 4) == pytest.approx(1e-9 * (1000 + 20 + 2))
 
 
 def test_maps_beyond_the_table_cost_by_their_area(table):

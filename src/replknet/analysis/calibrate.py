@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from math import inf
 
 import torch
 from torch import Tensor
 
 from replknet.ops.algorithm import ALGORITHMS, Algorithm
 from replknet.ops.arguments import memory_format
-from replknet.ops.cost import CostTable, Curve, key
+from replknet.ops.cost import CostTable, Curve, key, widest_kernel
 from replknet.ops.problem import Layout, Pass, Problem
 from replknet.ops.torch_conv import TorchConv
 
@@ -19,6 +20,7 @@ MAP_SIZES = [4, 7, 14, 28, 56, 112]
 PASSES: tuple[Pass, ...] = ("forward", "grad_input", "grad_weight")
 Terms = tuple[float, float, float]
 LAYOUTS: tuple[Layout, ...] = ("NCHW", "NHWC")
+SWEEPS = 3
 SECONDS_PER_TIMING = 0.005
 FACTOR = 2  # between the batches and the channels compared: a difference within the caches
 SLOW_SECONDS = 0.03  # a call this long is timed once; those of larger kernels are extrapolated
@@ -29,36 +31,67 @@ def calibrate(progress: Callable[[str], None] = lambda text: None) -> CostTable:
 
     Takes a few minutes. ``progress`` is told what is measured.
     """
-    curves: dict[str, Curve] = {}
-    for pass_ in PASSES:
-        for layout in LAYOUTS:
-            progress(f"{pass_} {layout}")
-            curves |= _curves(pass_, layout)
-    return CostTable(torch.get_num_threads(), KERNEL_SIZES, MAP_SIZES, curves)
+    curves = {(pass_, layout): _Curves(pass_, layout) for pass_ in PASSES for layout in LAYOUTS}
+    for sweep in range(SWEEPS):  # minutes apart: what else the machine does seldom hits all
+        for (pass_, layout), measured in curves.items():
+            progress(f"{pass_} {layout}, sweep {sweep + 1} of {SWEEPS}")
+            measured.sweep()
+    tables = (measured.table() for measured in curves.values())
+    together = {name: curve for table in tables for name, curve in table.items()}
+    return CostTable(torch.get_num_threads(), KERNEL_SIZES, MAP_SIZES, together)
 
 
-def _curves(pass_: Pass, layout: Layout) -> dict[str, Curve]:
-    """Every algorithm cell by cell: what else the machine does then hits all alike."""
-    algorithms = {
-        name: TorchConv(layout) if name == "torch" else algorithm
-        for name, algorithm in ALGORITHMS.items()
-    }
-    rows: dict[str, list[list[Terms]]] = {name: [] for name in algorithms}
-    for i, kernel_size in enumerate(KERNEL_SIZES):
-        cells: dict[str, list[Terms]] = {name: [] for name in algorithms}
-        for j, map_size in enumerate(MAP_SIZES):
-            # A kernel larger than this would be trimmed to it.
-            fitting = min(kernel_size, 2 * map_size - 1)
-            for name, algorithm in algorithms.items():
-                previous = rows[name][-1][j] if i else (0.0, 0.0, 0.0)
-                if previous[2] * _channels() > SLOW_SECONDS:
-                    growth = (kernel_size / KERNEL_SIZES[i - 1]) ** 2
-                    cells[name].append((previous[0], previous[1], previous[2] * growth))
-                else:
-                    cells[name].append(_cell(algorithm, pass_, layout, fitting, map_size))
-        for name, row in cells.items():
-            rows[name].append(row)
-    return {key(name, pass_, layout): _curve(table) for name, table in rows.items()}
+class _Curves:
+    """Least times of the algorithms in one pass and layout.
+
+    ``times[name, i, j]`` are those of the i-th kernel and j-th map, in seconds: a call with few
+    channels, with a larger batch, with more channels; the last two infinite if the first is slow.
+    """
+
+    def __init__(self, pass_: Pass, layout: Layout) -> None:
+        self.pass_, self.layout = pass_, layout
+        self.times: dict[tuple[str, int, int], Terms] = {}
+        self.algorithms = {
+            name: TorchConv(layout) if name == "torch" else algorithm
+            for name, algorithm in ALGORITHMS.items()
+        }
+
+    def sweep(self) -> None:
+        """Time every cell once more, all algorithms next to each other; keep the least times."""
+        for i, kernel_size in enumerate(KERNEL_SIZES):
+            for j, map_size in enumerate(MAP_SIZES):
+                fitting = min(kernel_size, widest_kernel(map_size))
+                for name, algorithm in self.algorithms.items():
+                    if self._is_slow(name, i - 1, j):
+                        continue
+                    known = self.times.get((name, i, j), (inf, inf, inf))
+                    new = _times(algorithm, self.pass_, self.layout, fitting, map_size)
+                    one, deep, wide = map(min, known, new)
+                    self.times[name, i, j] = one, deep, wide
+
+    def table(self) -> dict[str, Curve]:
+        """The curves; slow cells by the area of the kernel."""
+        curves = {}
+        for name in self.algorithms:
+            rows: list[list[Terms]] = []
+            for i, kernel_size in enumerate(KERNEL_SIZES):
+                row: list[Terms] = []
+                for j in range(len(MAP_SIZES)):
+                    if (name, i, j) in self.times:
+                        row.append(_terms(*self.times[name, i, j]))
+                    else:
+                        call, channel, plane = rows[-1][j]
+                        growth = (kernel_size / KERNEL_SIZES[i - 1]) ** 2
+                        row.append((call, channel, plane * growth))
+                rows.append(row)
+            curves[key(name, self.pass_, self.layout)] = _curve(rows)
+        return curves
+
+    def _is_slow(self, name: str, i: int, j: int) -> bool:
+        """Whether larger kernels than this are not worth timing."""
+        if i < 0:
+            return False
+        return (name, i, j) not in self.times or self.times[name, i, j][0] > SLOW_SECONDS
 
 
 def _curve(rows: list[list[Terms]]) -> Curve:
@@ -68,10 +101,10 @@ def _curve(rows: list[list[Terms]]) -> Curve:
     return Curve(call, channel, plane)
 
 
-def _cell(
+def _times(
     algorithm: Algorithm, pass_: Pass, layout: Layout, kernel_size: int, map_size: int
 ) -> Terms:
-    """Seconds of a call, for each channel, and for each channel of each image."""
+    """Seconds of a call, of one with a larger batch, and of one with more channels."""
     channels = _channels()
 
     def seconds(batch: int, channels: int) -> float:
@@ -80,8 +113,15 @@ def _cell(
 
     one = seconds(1, channels)
     if one > SLOW_SECONDS:
+        return one, inf, inf
+    return one, seconds(FACTOR, channels), seconds(1, FACTOR * channels)
+
+
+def _terms(one: float, deep: float, wide: float) -> Terms:
+    """Seconds of a call, for each channel, and for each channel of each image."""
+    channels = _channels()
+    if deep == inf:
         return 0.0, 0.0, one / channels
-    deep, wide = seconds(FACTOR, channels), seconds(1, FACTOR * channels)
     steps = (FACTOR - 1) * channels
     # Noise must not give all of the time to the other two.
     plane = min(max((deep - one) / steps, 0.2 * deep / (FACTOR * channels)), one / channels)

@@ -1,7 +1,8 @@
 """Predicted run times: a table of measurements for each algorithm, and interpolation.
 
-A table comes with the package. ``replknet benchmark --calibrate`` measures one for the machine at
-hand and keeps it in the user's cache directory, by processor, PyTorch and number of threads.
+Two tables come with the package, for AVX2 and AVX-512. ``replknet benchmark --calibrate`` measures
+one for the machine at hand and keeps it in the user's cache directory, by processor, PyTorch and
+number of threads.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from replknet.ops import _binary
 from replknet.ops.problem import Layout, Pass, Problem
 
 
@@ -51,14 +53,11 @@ class CostTable:
         side."""
         curve = self.curves[key(name, problem.pass_, layout)]
         kernel_size = sqrt(problem.kernel_size[0] * problem.kernel_size[1])
-        row, row_part = _position(self.kernel_sizes, kernel_size)
-        column, column_part = _position(self.map_sizes, map_size)
+        column, part = _position(self.map_sizes, map_size)
         call, per_channel, per_plane = (
             exp(
-                (1 - row_part) * (1 - column_part) * log(values[row][column])
-                + (1 - row_part) * column_part * log(values[row][column + 1])
-                + row_part * (1 - column_part) * log(values[row + 1][column])
-                + row_part * column_part * log(values[row + 1][column + 1])
+                (1 - part) * self._log(values, column, kernel_size)
+                + part * self._log(values, column + 1, kernel_size)
             )
             for values in (curve.call, curve.channel, curve.plane)
         )
@@ -67,6 +66,15 @@ class CostTable:
         planes = problem.batch * problem.channels
         variable = planes * per_plane * beyond + problem.channels * per_channel
         return 1e-9 * (call + scale * variable)
+
+    def _log(self, values: list[list[float]], column: int, kernel_size: float) -> float:
+        """Logarithm of a value on the maps of one column."""
+        widest = widest_kernel(self.map_sizes[column])
+        sizes = [size for size in self.kernel_sizes if size < widest]
+        if len(sizes) < len(self.kernel_sizes):
+            sizes.append(widest)
+        row, part = _position(sizes, kernel_size)
+        return (1 - part) * log(values[row][column]) + part * log(values[row + 1][column])
 
     def save(self, path: Path) -> None:
         """Write the table as JSON, whole or not at all."""
@@ -81,6 +89,11 @@ class CostTable:
         content = json.loads(text)
         curves = {name: Curve(**curve) for name, curve in content.pop("curves").items()}
         return cls(**content, curves=curves)
+
+
+def widest_kernel(map_size: int) -> int:
+    """The largest kernel that is not trimmed on square maps of a size: from any pixel to any."""
+    return 2 * map_size - 1
 
 
 def predict(name: str, problem: Problem, layout: Layout, map_size: float) -> float:
@@ -105,7 +118,13 @@ def cost_table(threads: int) -> CostTable:
                 "Run `replknet benchmark --calibrate` to write it anew.",
                 stacklevel=2,
             )
-    return CostTable.parse(files("replknet.ops").joinpath("cost.json").read_text())
+    return CostTable.parse(files("replknet.ops").joinpath(_packaged()).read_text())
+
+
+def _packaged() -> str:
+    """The table of the package that is nearest to the instruction set in use."""
+    isa = _binary.library.rk_isa().decode() if _binary.library else ""
+    return "cost_avx512.json" if isa == "avx512" else "cost_avx2.json"
 
 
 def calibration_file(threads: int) -> Path:
