@@ -150,3 +150,12 @@ int rk_pointwise_pair(const rk_layer* first, const rk_layer* second, int64_t row
                       const float* residual, float* output, int threads) {
     return kernels().pointwise_pair(first, second, rows, input, residual, output, threads);
 }
+
+int rk_norm_forward(const rk_norm* norm, const float* input, float* mean, float* variance, float* output) {
+    return kernels().norm_forward(norm, input, mean, variance, output);
+}
+
+int rk_norm_backward(const rk_norm* norm, const float* input, const float* mean, const float* variance,
+                     const float* grad_output, float* grad_input, float* grad_weight, float* grad_bias) {
+    return kernels().norm_backward(norm, input, mean, variance, grad_output, grad_input, grad_weight, grad_bias);
+}

@@ -1,6 +1,7 @@
 // The table of one instruction set: compiled once for each, with RK_ISA, RK_ISA_NAME and RK_LANES defined.
 #include "kernels.h"
 
+#include "norm.h"
 #include "peak.h"
 #include "pointwise.h"
 
@@ -19,4 +20,6 @@ extern "C" const Kernels RK_TABLE_NAME(RK_ISA) = {
     RK_ISA::fma_peak,
     RK_ISA::pointwise::one,
     RK_ISA::pointwise::pair,
+    RK_ISA::norm::forward_any,
+    RK_ISA::norm::backward_any,
 };

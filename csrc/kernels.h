@@ -29,6 +29,8 @@ struct Kernels {
     double (*fma_peak)(int threads);
     decltype(rk_pointwise)* pointwise;
     decltype(rk_pointwise_pair)* pointwise_pair;
+    decltype(rk_norm_forward)* norm_forward;
+    decltype(rk_norm_backward)* norm_backward;
 };
 
 #define RK_DECLARE_KERNELS(isa) extern "C" const Kernels rk_kernels_##isa

@@ -8,8 +8,8 @@
 #include <omp.h>
 #include <stdlib.h>
 
+#include "activation.h"
 #include "kernels.h"
-#include "simd.h"
 
 namespace RK_ISA {
 namespace pointwise {
@@ -42,31 +42,6 @@ static RK_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static RK_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static RK_INLINE Span part(int64_t size, int64_t parts, int64_t i) {
     return {size * i / parts, size * (i + 1) / parts};
-}
-
-// 1 / v to within two units in the last place, for v neither tiny nor huge.
-static RK_INLINE Vec reciprocal(Vec v) {
-#if RK_LANES == 16
-    const Vec near = (Vec)_mm512_maskz_rcp14_ps(0xffff, (__m512)v);
-    return near * (2.0f - v * near);
-#else
-    return 1.0f / v;
-#endif
-}
-
-// x * Phi(x), Phi(x) = 1/2 + x P(x^2) / Q(x^2): minimax on |x| <= 5.6, error 1e-8 before rounding; constant beyond.
-static RK_INLINE Vec gelu(Vec x) {
-    const Vec limit = broadcast(5.6f);
-    Vec t = x > limit ? limit : x;
-    t = t < -limit ? -limit : t;
-    const Vec s = t * t;
-    Vec p = broadcast(2.2145297151610066e-08f), q = broadcast(1.1802121662185527e-06f);
-    p = p * s + 6.356540779961506e-06f, q = q * s + 7.510215073125437e-05f;
-    p = p * s + 0.00017385136743541807f, q = q * s + 0.0019129817374050617f;
-    p = p * s + 0.004707263316959143f, q = q * s + 0.028940120711922646f;
-    p = p * s + 0.03437616303563118f, q = q * s + 0.2528339922428131f;
-    p = p * s + 0.398942232131958f, q = q * s + 1.0f;
-    return x * (t * p * reciprocal(q) + 0.5f);
 }
 
 // What a tile brings into the caches for those after it, while it computes.

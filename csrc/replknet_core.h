@@ -75,6 +75,23 @@ RK_API int rk_pointwise(const rk_layer* layer, int64_t rows, const float* input,
 RK_API int rk_pointwise_pair(const rk_layer* first, const rk_layer* second, int64_t rows, const float* input,
                              const float* residual, float* output, int threads);
 
+/* Batch norm of contiguous float32 rows (pixels) with the statistics of all rows, and the activation behind it. `weight`
+ * and `bias`, of a value for each channel, may be NULL for ones and zeros. rows >= 1. */
+typedef struct rk_norm {
+    int64_t rows, channels;
+    const float *weight, *bias;
+    float eps;
+    int32_t activation, threads;
+} rk_norm;
+
+/* output = activation((input - mean) / sqrt(variance + eps) * weight + bias); writes the mean and the biased variance of
+ * each channel. */
+RK_API int rk_norm_forward(const rk_norm* norm, const float* input, float* mean, float* variance, float* output);
+
+/* The gradients, from what the forward pass read and wrote. */
+RK_API int rk_norm_backward(const rk_norm* norm, const float* input, const float* mean, const float* variance,
+                            const float* grad_output, float* grad_input, float* grad_weight, float* grad_bias);
+
 /* Comma-separated instruction sets that are compiled in and that this machine executes, best first. */
 RK_API const char* rk_available_isas(void);
 

@@ -31,6 +31,8 @@ def time_split(call: Callable[[], object]) -> dict[str, float]:
 def kind_of(name: str, arguments: Sequence[Any]) -> str | None:
     """Kind under which the time of an operator is booked, such as "aten::convolution"."""
     space, _, operator = name.partition("::")
+    if space == "replknet" and operator.startswith("batch_norm"):
+        return "norm"
     if space == "replknet" and operator.startswith("depthwise_conv2d"):
         shapes = [tuple(a.shape[2:]) if isinstance(a, Tensor) else a for a in arguments]
         return _depthwise(shapes[2] if operator.endswith("grad_weight") else shapes[1])

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torchvision.ops import FrozenBatchNorm2d
 
 from replknet.nn import DepthwiseConv2d, PointwiseConv2d
+from replknet.nn.norm import has_hooks
 
 # Norms whose evaluation is known: exactly these types, as a subclass may compute something else.
 NORMS = (
@@ -27,16 +28,6 @@ _CONVOLUTIONS = (
     DepthwiseConv2d._conv_forward,
     PointwiseConv2d._conv_forward,
 )
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether someone observes or changes what goes in or out of ``module``."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 def is_norm(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:

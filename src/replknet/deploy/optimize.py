@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from replknet.deploy.arena import consolidate
 from replknet.deploy.equivalence import compare
-from replknet.deploy.folding import NORMS, has_hooks
+from replknet.deploy.folding import NORMS
 from replknet.deploy.fuse import fuse
 from replknet.deploy.packed import (
     FrozenDepthwiseConv2d,
@@ -21,6 +21,7 @@ from replknet.deploy.packed import (
 )
 from replknet.deploy.reparameterize import reparameterize
 from replknet.deploy.replacement import obstacle, replace_in_sequence, replacement
+from replknet.nn.norm import has_hooks, is_sequential
 from replknet.ops.pointwise import why_not_native
 
 TOLERANCE = 1e-3
@@ -75,7 +76,7 @@ def _replace(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
     new = None if any(has_hooks(part) for part in module.modules()) else replacement(module)
     done[module] = module if new is None else new.eval()
     if new is None:
-        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        if is_sequential(module):
             replace_in_sequence(module)
         for name, child in module._modules.items():
             if child is not None:

@@ -14,9 +14,10 @@ import torch
 from torch import fx, nn
 
 from replknet.deploy.branches import Branch, merge_branches, mergeable
-from replknet.deploy.folding import has_hooks, is_convolution, is_plain_norm
+from replknet.deploy.folding import is_convolution, is_plain_norm
 from replknet.deploy.trace import Region, only_input, takes_one_input, trace
 from replknet.nn import ReparamLargeKernelConv
+from replknet.nn.norm import has_hooks, is_sequential
 
 _ADDITIONS = (operator.add, torch.add, "add")
 _MERGED_NAME = "reparam_conv"
@@ -52,7 +53,7 @@ def _merge(module: nn.Module) -> nn.Module:
     if isinstance(module, ReparamLargeKernelConv):
         return _merge_large_kernel(module)
     parts = sum(is_convolution(part) or is_plain_norm(part) for part in module.modules())
-    may_sum = parts > 1 and type(module).forward is not nn.Sequential.forward
+    may_sum = parts > 1 and not is_sequential(module)
     region = trace(module) if may_sum and takes_one_input(module) else None
     if region is None:
         return module

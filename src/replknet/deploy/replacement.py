@@ -9,9 +9,10 @@ from timm.layers import Mlp
 from timm.layers.activations import GELU
 from torch import Tensor, nn
 
-from replknet.deploy.folding import has_hooks, is_convolution, is_linear
+from replknet.deploy.folding import is_convolution, is_linear
 from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
 from replknet.models.replknet import ConvFFN, RepLKBlock, RepLKNetStage
+from replknet.nn.norm import has_hooks
 from replknet.ops.pointwise import Activation
 
 

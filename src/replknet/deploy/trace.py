@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.proxy import Proxy
 
-from replknet.deploy.folding import NORMS, has_hooks
+from replknet.deploy.folding import NORMS
+from replknet.nn.norm import has_hooks
 
 _IN_PLACE_OPERATORS = {
     operator.setitem,

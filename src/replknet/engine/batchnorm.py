@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from replknet.nn.norm import record_statistics
+
 
 class _MeanOverProcesses(torch.autograd.Function):
     """Mean of a tensor over the processes; so is the gradient's."""
@@ -35,24 +37,12 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
         mean = _MeanOverProcesses.apply(input.mean((0, 2, 3)))
         centered = input - mean[:, None, None]
         variance = _MeanOverProcesses.apply(centered.square().mean((0, 2, 3)))
-        self._record(mean.detach(), variance.detach(), input[:, 0].numel() * dist.get_world_size())
+        count = input[:, 0].numel() * dist.get_world_size()
+        record_statistics(self, mean.detach(), variance.detach(), count)
         scale = torch.rsqrt(variance + self.eps)
         if self.affine:
             return centered * (scale * self.weight)[:, None, None] + self.bias[:, None, None]
         return centered * scale[:, None, None]
-
-    def _record(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Move the running statistics; ``count`` values were seen for each channel."""
-        if self.running_mean is None or self.running_var is None:
-            return
-        momentum = self.momentum
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if momentum is None:
-                momentum = 1.0 / float(self.num_batches_tracked)
-        assert momentum is not None
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance * (count / max(count - 1, 1)), momentum)
 
 
 def synchronize(model: nn.Module) -> None:

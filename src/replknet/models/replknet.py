@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from replknet.models.recompute import checkpoint_block
 from replknet.nn import DepthwiseConv2d, PointwiseConv2d, ReparamLargeKernelConv
+from replknet.nn.norm import FusingSequential, has_hooks, run_layers
 from replknet.nn.reparam import check_kernels
 
 Form = Literal["training", "merged", "deep_fused", "fused"]
@@ -38,7 +39,7 @@ def conv_bn(
     depthwise: bool = False,
     relu: bool = False,
     form: Form = "training",
-) -> nn.Sequential:
+) -> FusingSequential:
     """Convolution, batch norm and optional ReLU; a convolution with bias in the fused forms."""
     fused = form in ("deep_fused", "fused")
     unit: OrderedDict[str, nn.Module] = OrderedDict()
@@ -59,7 +60,7 @@ def conv_bn(
         unit["bn"] = nn.BatchNorm2d(out_channels)
     if relu:
         unit["nonlinear"] = nn.ReLU(inplace=True)
-    return nn.Sequential(unit)
+    return FusingSequential(unit)
 
 
 def pre_norm(channels: int, form: Form) -> nn.Module:
@@ -111,7 +112,10 @@ class ConvFFN(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.nonlinear(self.pw1(self.preffn_bn(x)))
+        # With its parts in sight, the batch norm of pw1 and the activation become one operation.
+        opened = isinstance(self.pw1, FusingSequential) and not has_hooks(self.pw1)
+        layers = (*self.pw1, self.nonlinear) if opened else (self.pw1, self.nonlinear)
+        out = run_layers(layers, self.preffn_bn(x))
         return x + self.drop_path(self.pw2(out))
 
 

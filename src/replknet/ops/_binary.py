@@ -54,6 +54,20 @@ class LayerStruct(ctypes.Structure):
     ]
 
 
+class NormStruct(ctypes.Structure):
+    """``rk_norm`` of csrc/replknet_core.h."""
+
+    _fields_ = [
+        ("rows", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("eps", ctypes.c_float),
+        ("activation", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    ]
+
+
 def _load() -> tuple[ctypes.CDLL | None, str]:
     path = Path(__file__).with_name("libreplknet_core.so")
     if not path.exists():
@@ -66,6 +80,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"{path.name} does not load: {error}"
     problem = ctypes.POINTER(ProblemStruct)
     layer, rows = ctypes.POINTER(LayerStruct), ctypes.c_int64
+    norm = ctypes.POINTER(NormStruct)
     pointer, text = ctypes.c_void_p, ctypes.c_char_p
     for name, result, arguments in (
         ("rk_supports", ctypes.c_int, [problem]),
@@ -75,6 +90,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         ("rk_run", ctypes.c_int, [problem, *[pointer] * 5]),
         ("rk_pointwise", ctypes.c_int, [layer, rows, *[pointer] * 3, ctypes.c_int]),
         ("rk_pointwise_pair", ctypes.c_int, [layer, layer, rows, *[pointer] * 3, ctypes.c_int]),
+        ("rk_norm_forward", ctypes.c_int, [norm, *[pointer] * 4]),
+        ("rk_norm_backward", ctypes.c_int, [norm, *[pointer] * 7]),
         ("rk_available_isas", text, []),
         ("rk_isa", text, []),
         ("rk_force_isa", ctypes.c_int, [text]),
