@@ -70,3 +70,41 @@ def test_without_gradients_is_the_convolution(mkl):
     half = copy.deepcopy(layer).bfloat16()(torch.zeros(1, 6, 4, 4, dtype=torch.bfloat16))
     assert half.dtype == torch.bfloat16
     assert layer.to("meta")(torch.zeros(1, 6, 4, 4, device="meta")).is_meta
+
+
+def channels_last(*size):
+    return torch.randn(size).to(memory_format=torch.channels_last)
+
+
+def test_has_derivatives_of_every_order(mkl):
+    torch.manual_seed(0)
+    layer, input = PointwiseConv2d(3, 4), channels_last(2, 3, 4, 5).requires_grad_()
+    twin = copy.deepcopy(layer).double()
+    other = input.detach().double().requires_grad_()
+    results = []
+    for network, x in ((layer, input), (twin, other)):
+        (first,) = torch.autograd.grad(network(x).square().sum(), network.weight, create_graph=True)
+        results.append(torch.autograd.grad(first.square().sum(), (x, network.weight)))
+    for mine, exact in zip(*results, strict=True):
+        torch.testing.assert_close(mine.double(), exact, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")  # PyTorch's own, in jvp
+def test_under_transforms_and_the_compiler(mkl):
+    torch.manual_seed(0)
+    layer, input = PointwiseConv2d(3, 4, bias=False), channels_last(2, 3, 4, 5)
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters, x):
+        return torch.func.functional_call(layer, parameters, (x,)).square().sum()
+
+    layer(input).square().sum().backward()
+    by_transform = torch.func.grad(loss)(parameters, input)["weight"]
+    torch.testing.assert_close(by_transform, layer.weight.grad)
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, input[:, None])
+    torch.testing.assert_close(each["weight"].sum(0), layer.weight.grad)
+    _, tangent = torch.func.jvp(lambda x: loss(parameters, x), (input,), (input,))
+    torch.testing.assert_close(tangent, 2 * loss(parameters, input))
+    compiled = copy.deepcopy(layer)
+    torch.compile(compiled, backend="aot_eager", fullgraph=True)(input).square().sum().backward()
+    torch.testing.assert_close(compiled.weight.grad, layer.weight.grad)
