@@ -9,6 +9,7 @@ from torch import nn
 from replknet.deploy.fuse import fuse
 from replknet.deploy.reparameterize import reparameterize
 from replknet.nn import DepthwiseConv2d, PointwiseConv2d
+from replknet.nn.norm import FusingSequential
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -17,9 +18,11 @@ def plain(model: nn.Module) -> nn.Module:
 
 
 def on_pytorch(model: nn.Module) -> nn.Module:
-    """Copy of ``model`` whose convolutions are all PyTorch's own; the inverse of ``accelerate``."""
+    """Copy of ``model`` that runs on PyTorch's own layers alone; the inverse of ``accelerate``."""
     network = deepcopy(model)
-    for layer in network.modules():
+    for layer in network.modules():  # each becomes its base, of the same state
         if isinstance(layer, DepthwiseConv2d | PointwiseConv2d):
-            layer.__class__ = nn.Conv2d  # type: ignore[assignment]  # its base, of the same state
+            layer.__class__ = nn.Conv2d  # type: ignore[assignment]
+        elif isinstance(layer, FusingSequential):
+            layer.__class__ = nn.Sequential  # type: ignore[assignment]
     return network
