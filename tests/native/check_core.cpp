@@ -253,6 +253,52 @@ struct Check {
     }
 };
 
+// Random floats in a buffer that ends with them, one float off alignment.
+struct Floats {
+    std::vector<char> bytes;
+
+    explicit Floats(int64_t count) : bytes(4 * count + 4) {
+        std::normal_distribution<float> normal;
+        for (int64_t i = 0; i < count; i++) set(i, normal(rng));
+    }
+    float* data() { return reinterpret_cast<float*>(bytes.data() + 4); }
+    void set(int64_t i, float value) { data()[i] = value; }
+    double at(int64_t i) { return data()[i]; }
+};
+
+// Worst error of a batch norm, and of a gradient that is known without its formula: that of the bias.
+double norm_error() {
+    const int64_t rows = pick(2, 70), channels = pick(1, 70);
+    Floats x(rows * channels), y(rows * channels), grad(rows * channels), grad_input(rows * channels);
+    Floats weight(channels), bias(channels), mean(channels), variance(channels), grad_weight(channels),
+        grad_bias(channels);
+    const bool affine = pick(0, 1);
+    const rk_norm n = {rows, channels, affine ? weight.data() : nullptr, affine ? bias.data() : nullptr, 1e-5f,
+                       pick({RK_IDENTITY, RK_RELU, RK_GELU}), pick(1, 3)};
+    if (rk_norm_forward(&n, x.data(), mean.data(), variance.data(), y.data()) ||
+        rk_norm_backward(&n, x.data(), mean.data(), variance.data(), grad.data(), grad_input.data(),
+                         grad_weight.data(), grad_bias.data()))
+        return INFINITY;
+    double worst = 0;
+    for (int64_t c = 0; c < channels; c++) {
+        double sum = 0, squares = 0, sum_grad = 0;
+        for (int64_t r = 0; r < rows; r++) sum += x.at(r * channels + c) / rows;
+        for (int64_t r = 0; r < rows; r++) squares += std::pow(x.at(r * channels + c) - sum, 2) / rows;
+        for (int64_t r = 0; r < rows; r++) {
+            const int64_t i = r * channels + c;
+            const double scale = (affine ? weight.at(c) : 1) / std::sqrt(squares + n.eps);
+            const double z = (x.at(i) - sum) * scale + (affine ? bias.at(c) : 0), phi = std::erfc(-z / std::sqrt(2)) / 2;
+            const bool gelu = n.activation == RK_GELU, relu = n.activation == RK_RELU;
+            worst = std::max(worst, std::abs(y.at(i) - (gelu ? z * phi : relu ? std::max(z, 0.0) : z)));
+            if (relu && std::abs(z) < 1e-5) return worst;  // either slope is right
+            const double slope = gelu ? phi + z * std::exp(-z * z / 2) / std::sqrt(2 * M_PI) : relu ? z > 0 : 1;
+            sum_grad += grad.at(i) * slope;
+        }
+        worst = std::max(worst, std::abs(grad_bias.at(c) - sum_grad) / rows);
+    }
+    return worst;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -269,6 +315,13 @@ int main(int argc, char** argv) {
         for (int i = 0; i < problems; i++) check.problem(i % 2 ? RK_FFT : RK_DIRECT);
         std::printf("%s: %d direct, %d fft; worst float32 error: forward %.2g, grad_input %.2g, grad_weight %.2g\n",
                     isa.c_str(), check.runs[0], check.runs[1], check.worst[0], check.worst[1], check.worst[2]);
+        double norms = 0;
+        for (int i = 0; i < problems; i++) {
+            const double error = norm_error();
+            norms = std::max(norms, error);
+            failures += !(error <= 2e-5);
+        }
+        std::printf("%s: %d batch norms; worst error %.2g\n", isa.c_str(), problems, norms);
         failures += check.failures + (check.runs[RK_DIRECT] < problems / 3);
     }
     return failures ? 1 : 0;
