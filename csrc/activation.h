@@ -15,12 +15,15 @@ static RK_INLINE Vec reciprocal(Vec v) {
 #endif
 }
 
+// Beyond 5.6, Phi is constant to within rounding.
+static RK_INLINE Vec within_gelu(Vec x) {
+    const Vec limit = broadcast(5.6f), t = x > limit ? limit : x;
+    return t < -limit ? -limit : t;
+}
+
 // x * Phi(x), Phi(x) = 1/2 + x P(x^2) / Q(x^2): minimax on |x| <= 5.6, error 1e-8 before rounding; constant beyond.
 static RK_INLINE Vec gelu(Vec x) {
-    const Vec limit = broadcast(5.6f);
-    Vec t = x > limit ? limit : x;
-    t = t < -limit ? -limit : t;
-    const Vec s = t * t;
+    const Vec t = within_gelu(x), s = t * t;
     Vec p = broadcast(2.2145297151610066e-08f), q = broadcast(1.1802121662185527e-06f);
     p = p * s + 6.356540779961506e-06f, q = q * s + 7.510215073125437e-05f;
     p = p * s + 0.00017385136743541807f, q = q * s + 0.0019129817374050617f;
@@ -33,10 +36,7 @@ static RK_INLINE Vec gelu(Vec x) {
 // The derivative of gelu, Phi(x) + x phi(x) = 1/2 + x P(x^2) / Q(x^2): minimax on |x| <= 5.6, error 1e-8 before rounding;
 // constant beyond.
 static RK_INLINE Vec gelu_slope(Vec x) {
-    const Vec limit = broadcast(5.6f);
-    Vec t = x > limit ? limit : x;
-    t = t < -limit ? -limit : t;
-    const Vec s = t * t;
+    const Vec t = within_gelu(x), s = t * t;
     Vec p = broadcast(1.5000121639972747e-8f), q = broadcast(1.2874596115739655e-9f);
     q = q * s + 2.544315158787454e-7f;
     p = p * s + 6.0112545452675165e-7f, q = q * s + 8.7072696633857232e-6f;

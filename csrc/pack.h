@@ -125,19 +125,10 @@ static RK_INLINE int64_t block_start(int64_t i, int64_t length) { return length 
 // All columns of all rows, at least 4, where neither side has gaps: most filters.
 template <class T>
 static void read_gapless(const Image& image, const T* source, int64_t length, float* target) {
-    const T* lanes[kLanes];
-    for (int lane = 0; lane < kLanes; lane++) lanes[lane] = source + lane * image.c;
     for (int64_t i = 0; i < length; i += 4) {
-        const int64_t start = i + 4 <= length ? i : length - 4;
+        const int64_t start = block_start(i, length);
         Vec pixels[4];
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) {
-            Quad q[kQuads];
-#pragma GCC unroll 4
-            for (int k = 0; k < kQuads; k++) q[k] = load_quad(lanes[4 * k + j] + start, 4);
-            pixels[j] = join(q);
-        }
-        transpose(pixels);
+        read_quads<true>(image, source + start, 4, pixels);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) store(target + (start + j) * kLanes, pixels[j]);
     }

@@ -11,6 +11,13 @@ from replknet.deploy.reparameterize import reparameterize
 from replknet.nn import DepthwiseConv2d, PointwiseConv2d
 from replknet.nn.norm import FusingSequential
 
+# Layers of this package, and those of PyTorch that they derive from and share their state with.
+_BASES: dict[type[nn.Module], type[nn.Module]] = {
+    DepthwiseConv2d: nn.Conv2d,
+    PointwiseConv2d: nn.Conv2d,
+    FusingSequential: nn.Sequential,
+}
+
 
 def plain(model: nn.Module) -> nn.Module:
     """Copy of ``model``, merged and fused, whose convolutions are all PyTorch's own."""
@@ -20,9 +27,8 @@ def plain(model: nn.Module) -> nn.Module:
 def on_pytorch(model: nn.Module) -> nn.Module:
     """Copy of ``model`` that runs on PyTorch's own layers alone; the inverse of ``accelerate``."""
     network = deepcopy(model)
-    for layer in network.modules():  # each becomes its base, of the same state
-        if isinstance(layer, DepthwiseConv2d | PointwiseConv2d):
-            layer.__class__ = nn.Conv2d  # type: ignore[assignment]
-        elif isinstance(layer, FusingSequential):
-            layer.__class__ = nn.Sequential  # type: ignore[assignment]
+    for layer in network.modules():
+        for ours, base in _BASES.items():
+            if isinstance(layer, ours):
+                layer.__class__ = base
     return network

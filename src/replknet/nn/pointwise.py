@@ -19,10 +19,9 @@ class PointwiseConv2d(nn.Conv2d):
     """``nn.Conv2d`` with a 1x1 kernel whose weight gradient is a matrix product where that is
     faster.
 
-    That is where MKL computes it, on channels-last maps in float32 on a CPU: it takes half of
-    oneDNN's time for RepLKNet-31B. (The other two passes take the same time and more memory in
-    MKL.) Elsewhere, and without gradients, it is ``nn.Conv2d``. State dict and attributes are
-    always the same.
+    That is where MKL computes it, on channels-last maps in float32 on a CPU. (The other two passes
+    gain little in MKL, and fragment memory.) Elsewhere, and without gradients, it is
+    ``nn.Conv2d``. State dict and attributes are always the same.
 
     Input (N, in_channels, H, W) in either memory format, which the output keeps.
     """

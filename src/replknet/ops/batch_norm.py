@@ -7,7 +7,7 @@ a CPU. Unlike PyTorch's two modules they keep one tensor for the backward pass, 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +102,7 @@ def _struct(
         None if weight is None else weight.data_ptr(),
         None if bias is None else bias.data_ptr(),
         eps,
-        ACTIVATIONS[activation],  # type: ignore[index]
+        ACTIVATIONS[cast("Activation", activation)],
         torch.get_num_threads(),
     )
 
