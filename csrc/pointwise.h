@@ -1,8 +1,8 @@
 // Pointwise (1x1) convolution: rows of pixels times a packed weight, and two of them with the hidden rows in cache.
 //
-// A tile of kTileRows pixels by 2 vectors of channels stays in registers over the whole depth; its weights stream
-// from a packed panel, its pixels are broadcast from their own rows. Every output is one sum in the order of the
-// input channels, so results depend neither on the number of threads nor on the tiling.
+// A tile of kTileRows pixels by 2 vectors of channels stays in registers over up to kDepth channels, whose weights
+// stay in the first level cache for the tiles below it; its pixels are broadcast from their own rows. Every output is
+// one sum in the order of the input channels, so results depend neither on the number of threads nor on the tiling.
 #pragma once
 
 #include <omp.h>
@@ -21,10 +21,12 @@ constexpr int kTileRows = 14;
 #else
 constexpr int kTileRows = 6;
 #endif
+constexpr int64_t kDepth = 16 * 1024 / 4 / kTileColumns;  // channels whose weights for a tile are 16 KiB
 constexpr int64_t kCachedFloats = 1024 * 1024 / 4;  // rows that a thread walks through for every panel: 1 MiB
 
 struct Product {
     const float* input;
+    bool from_memory;  // rather than from the caches
     const float* packed;
     const float* bias;
     const float* residual;  // or null; its rows are as far apart as the output's
@@ -39,6 +41,7 @@ struct Span {
 };
 
 static RK_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static RK_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static RK_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static RK_INLINE Span part(int64_t size, int64_t parts, int64_t i) {
     return {size * i / parts, size * (i + 1) / parts};
@@ -51,6 +54,7 @@ struct Fetch {
     const float* rows;  // of the next tile, into the first level; or null
 };
 constexpr int64_t kStep = 4, kLine = 16;
+constexpr int kRowLines = (kTileRows * kStep + kLine - 1) / kLine;  // of a tile, for every kStep channels
 
 // sum[kRows][2] += one channel of the rows times its weights
 template <int kRows>
@@ -64,22 +68,30 @@ static RK_INLINE void add_channel(Vec (*sum)[2], const float* input, int64_t str
     }
 }
 
-// block[kRows][kTileColumns] = bias + input rows @ packed columns
-template <int kRows>
-static void multiply(const float* input, int64_t stride, const float* packed, int64_t depth, const float* bias,
-                     float* block, Fetch fetch) {
+// Rows of kTileColumns floats, `stride` apart.
+struct Start {
+    const float* rows;
+    int64_t stride;
+};
+
+// block[kRows][kTileColumns] = start + input rows @ packed columns
+template <int kRows, bool kFetch>
+static void multiply(const float* input, int64_t stride, const float* packed, int64_t depth, Start start, float* block,
+                     Fetch fetch) {
     Vec sum[kRows][2];
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
-        sum[row][0] = load(bias);
-        sum[row][1] = load(bias + kLanes);
+        sum[row][0] = load(start.rows + row * start.stride);
+        sum[row][1] = load(start.rows + row * start.stride + kLanes);
     }
     int64_t k = 0;
     for (; k + kStep <= depth; k += kStep) {
-        for (int64_t line = 0; line < fetch.lines; line++, fetch.weights += kLine)
-            __builtin_prefetch(fetch.weights, 0, 2);
-        if (fetch.rows)
-            for (int line = 0; line < kStep; line++) __builtin_prefetch(fetch.rows + (k + line) * kLine);
+        if constexpr (kFetch) {
+            for (int64_t line = 0; line < fetch.lines; line++, fetch.weights += kLine)
+                __builtin_prefetch(fetch.weights, 0, 2);
+            if (fetch.rows)
+                for (int line = 0; line < kRowLines; line++, fetch.rows += kLine) __builtin_prefetch(fetch.rows);
+        }
 #pragma GCC unroll 4
         for (int64_t i = k; i < k + kStep; i++) add_channel<kRows>(sum, input + i, stride, packed + i * kPanel);
     }
@@ -93,11 +105,12 @@ static void multiply(const float* input, int64_t stride, const float* packed, in
 
 template <int kRows>
 static RK_INLINE void multiply_rows(int rows, const float* input, int64_t stride, const float* packed, int64_t depth,
-                                    const float* bias, float* block, const Fetch& fetch) {
+                                    Start start, float* block, const Fetch& fetch) {
     if (rows == kRows)
-        multiply<kRows>(input, stride, packed, depth, bias, block, fetch);
+        (fetch.lines || fetch.rows ? multiply<kRows, true> : multiply<kRows, false>)(input, stride, packed, depth, start,
+                                                                                      block, fetch);
     else if constexpr (kRows > 1)
-        multiply_rows<kRows - 1>(rows, input, stride, packed, depth, bias, block, fetch);
+        multiply_rows<kRows - 1>(rows, input, stride, packed, depth, start, block, fetch);
 }
 
 // Activation and residual on the way from the block to the output.
@@ -141,61 +154,84 @@ static RK_INLINE Upcoming panel_of(const Product& p, int64_t panel) {
     return {p.packed + panel * kPanel * p.depth, p.depth};
 }
 
-// The share in fetching a panel that one of `tiles` tiles over `depth` channels has.
-static RK_INLINE Fetch fetch_part(Upcoming upcoming, int64_t tile, int64_t tiles, int64_t depth) {
+// The share in fetching a panel that one of `shares` has, while it computes `depth` channels.
+static RK_INLINE Fetch fetch_part(Upcoming upcoming, int64_t share, int64_t shares, int64_t depth) {
     const int64_t lines = upcoming.channels * kPanel / kLine, steps = ceil_div(depth, kStep);
-    const int64_t each = ceil_div(lines, tiles * steps), first = tile * steps * each;
+    const int64_t each = ceil_div(lines, shares * steps), first = share * steps * each;
     return {upcoming.weights + first * kLine, first < lines ? each : 0, nullptr};
 }
 
-// The product of some rows with some panels, on the calling thread, before it goes on to `then`. `copy` holds
-// cached_rows(depth) padded rows.
-static void compute(const Product& p, Span rows, Span panels, Upcoming then, float* copy) {
-    const int64_t blocks = ceil_div(rows.end - rows.begin, cached_rows(p.depth));
-    const bool collide = rows_collide(p);
-    alignas(64) float block[kTileRows * kTileColumns];
+// Some rows of a product where they are read.
+struct Rows {
+    const float* data;
+    int64_t stride, first, count;
+};
+
+static RK_INLINE int64_t depth_blocks(int64_t depth) { return ceil_div(depth, kDepth); }
+
+// The product of some rows with one panel. `sums` holds sum_floats(depth).
+static void compute_panel(const Product& p, const Rows& rows, int64_t panel, bool fetch_rows, Upcoming upcoming,
+                          float* sums) {
+    const float* packed = p.packed + panel * kPanel * p.depth;
+    const int64_t columns = smaller(kPanel, p.columns - panel * kPanel);
+    const int64_t tiles = ceil_div(rows.count, kTileRows), blocks = depth_blocks(p.depth);
     for (int64_t b = 0; b < blocks; b++) {
-        const Span span = part(rows.end - rows.begin, blocks, b);
-        const int64_t first = rows.begin + span.begin, count = span.end - span.begin;
-        const float* input = p.input + first * p.input_stride;
-        int64_t stride = p.input_stride;
-        if (collide) {
-            stride = padded(p.depth);
-            for (int64_t r = 0; r < count; r++)
-                memcpy(copy + r * stride, input + r * p.input_stride, p.depth * sizeof(float));
-            input = copy;
-        }
-        const int64_t tiles = ceil_div(count, kTileRows);
-        for (int64_t panel = panels.begin; panel < panels.end; panel++) {
-            const bool last = panel + 1 == panels.end, again = b + 1 < blocks;
-            const Upcoming upcoming = last && !again ? then : panel_of(p, last ? panels.begin : panel + 1);
-            for (int64_t t = 0; t < tiles; t++) {
-                const Span tile = part(count, tiles, t);
-                const int height = int(tile.end - tile.begin);
-                Fetch fetch = fetch_part(upcoming, t, tiles, p.depth);
-                // On the first pass the rows come from memory too.
-                if (panel == panels.begin && !collide) fetch.rows = input + tile.end * stride;
-                for (int64_t c = 0; c < kPanel && panel * kPanel + c < p.columns; c += kTileColumns) {
-                    const int64_t column = panel * kPanel + c;
-                    const float* packed = p.packed + panel * kPanel * p.depth + c;
-                    multiply_rows<kTileRows>(height, input + tile.begin * stride, stride, packed, p.depth,
-                                             p.bias + column, block, fetch);
-                    finish(p, block, first + tile.begin, height, column);
-                    fetch.lines = 0;
-                }
+        const Span depth = part(p.depth, blocks, b);
+        for (int64_t t = 0; t < tiles; t++) {
+            const Span tile = part(rows.count, tiles, t);
+            const int height = int(tile.end - tile.begin);
+            const float* input = rows.data + tile.begin * rows.stride;
+            Fetch fetch = fetch_part(upcoming, b * tiles + t, blocks * tiles, depth.end - depth.begin);
+            if (fetch_rows && b == 0) fetch.rows = rows.data + tile.end * rows.stride;
+            for (int64_t c = 0; c < columns; c += kTileColumns) {
+                float* block = blocks > 1 ? sums + (t * kPanel + c) * kTileRows : sums;
+                const int64_t column = panel * kPanel + c;
+                const Start start = b ? Start{block, kTileColumns} : Start{p.bias + column, 0};
+                multiply_rows<kTileRows>(height, input + depth.begin, rows.stride, packed + depth.begin * kPanel + c,
+                                         depth.end - depth.begin, start, block, fetch);
+                if (b + 1 == blocks) finish(p, block, rows.first + tile.begin, height, column);
+                fetch.lines = 0;
+                fetch.rows = nullptr;
             }
         }
     }
 }
 
-// Floats that one thread needs for `compute`.
-static int64_t copy_floats(const Product& p) {
-    return rows_collide(p) ? cached_rows(p.depth) * padded(p.depth) : 0;
+// Floats that one thread needs for `compute`: sums of a panel, and rows copied apart.
+static RK_INLINE int64_t sum_floats(int64_t depth) {
+    return kPanel * (depth_blocks(depth) > 1 ? cached_rows(depth) : kTileRows);
+}
+static RK_INLINE int64_t own_floats(const Product& p) {
+    return sum_floats(p.depth) + (rows_collide(p) ? cached_rows(p.depth) * padded(p.depth) : 0);
+}
+
+// The product of some rows with some panels, on the calling thread, before it goes on to `then`. `own` holds
+// own_floats(p).
+static void compute(const Product& p, Span rows, Span panels, Upcoming then, float* own) {
+    const int64_t blocks = ceil_div(rows.end - rows.begin, cached_rows(p.depth));
+    for (int64_t b = 0; b < blocks; b++) {
+        const Span span = part(rows.end - rows.begin, blocks, b);
+        const int64_t first = rows.begin + span.begin, count = span.end - span.begin;
+        Rows block{p.input + first * p.input_stride, p.input_stride, first, count};
+        if (rows_collide(p)) {
+            float* copy = own + sum_floats(p.depth);
+            block.stride = padded(p.depth);
+            for (int64_t r = 0; r < count; r++)
+                memcpy(copy + r * block.stride, block.data + r * p.input_stride, p.depth * sizeof(float));
+            block.data = copy;
+        }
+        for (int64_t panel = panels.begin; panel < panels.end; panel++) {
+            const bool last = panel + 1 == panels.end, again = b + 1 < blocks;
+            const Upcoming upcoming = last && !again ? then : panel_of(p, last ? panels.begin : panel + 1);
+            const bool fetch_rows = p.from_memory && panel == panels.begin && !rows_collide(p);
+            compute_panel(p, block, panel, fetch_rows, upcoming, own);
+        }
+    }
 }
 
 // The whole product, called by every thread of a parallel region; ends with a barrier. The smaller of weight and
 // pixels is what every thread reads in full. `next` is the product after it.
-static void compute_shared(const Product& p, const Product& next, int64_t rows, int threads, float* copy) {
+static void compute_shared(const Product& p, const Product& next, int64_t rows, int threads, float* own) {
     const int64_t panels = ceil_div(p.columns, kPanel), tiles = ceil_div(rows, kTileRows);
     const Upcoming then = panel_of(next, smaller(omp_get_thread_num(), ceil_div(next.columns, kPanel) - 1));
     if (p.columns > rows) {
@@ -205,7 +241,7 @@ static void compute_shared(const Product& p, const Product& next, int64_t rows, 
         for (int64_t i = 0; i < parts; i++) {
             const bool more = i + threads < parts;
             compute(p, {0, rows}, part(panels, parts, i),
-                    more ? panel_of(p, part(panels, parts, i + threads).begin) : then, copy);
+                    more ? panel_of(p, part(panels, parts, i + threads).begin) : then, own);
         }
     } else {
         const int64_t most = ceil_div(tiles * kTileRows, cached_rows(p.depth));
@@ -213,14 +249,15 @@ static void compute_shared(const Product& p, const Product& next, int64_t rows, 
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < parts; i++) {
             const Span span = part(tiles, parts, i);
-            compute(p, {span.begin * kTileRows, smaller(span.end * kTileRows, rows)}, {0, panels}, panel_of(p, 0),
-                    copy);
+            compute(p, {span.begin * kTileRows, smaller(span.end * kTileRows, rows)}, {0, panels}, panel_of(p, 0), own);
         }
     }
 }
 
-static Product product(const rk_layer& layer, const float* input, const float* residual, float* output) {
+static Product product(const rk_layer& layer, int64_t rows, const float* input, const float* residual,
+                       float* output) {
     return {input,
+            input && rows * layer.in_channels > kCachedFloats,
             layer.weight,
             layer.bias,
             residual,
@@ -238,8 +275,8 @@ static float* allocate(int64_t floats) {
 
 static int one(const rk_layer* layer, int64_t rows, const float* input, const float* residual, float* output,
                int threads) {
-    const Product p = product(*layer, input, residual, output);
-    const int64_t own = copy_floats(p);
+    const Product p = product(*layer, rows, input, residual, output);
+    const int64_t own = own_floats(p);
     float* workspace = allocate(own * threads);
     if (!workspace) return RK_OUT_OF_MEMORY;
 #pragma omp parallel num_threads(threads)
@@ -250,10 +287,11 @@ static int one(const rk_layer* layer, int64_t rows, const float* input, const fl
 
 // Every thread takes some rows through both layers; their hidden channels never leave its cache.
 static int pair_by_rows(Product first, Product second, int64_t rows, int threads) {
-    const int64_t hidden_stride = padded(second.depth), copy = copy_floats(first);
+    const int64_t hidden_stride = padded(second.depth);
+    const int64_t working = larger(own_floats(first), sum_floats(second.depth));
     const int64_t share = ceil_div(ceil_div(rows, 4 * threads), kTileRows) * kTileRows;
     const int64_t block = smaller(cached_rows(second.depth), share);
-    const int64_t own = copy + block * hidden_stride;
+    const int64_t own = working + block * hidden_stride;
     float* workspace = allocate(own * threads);
     if (!workspace) return RK_OUT_OF_MEMORY;
     const int64_t first_panels = ceil_div(first.columns, kPanel), second_panels = ceil_div(second.columns, kPanel);
@@ -261,7 +299,7 @@ static int pair_by_rows(Product first, Product second, int64_t rows, int threads
     {
         float* mine = workspace + omp_get_thread_num() * own;
         Product up = first, down = second;
-        down.input = up.output = mine + copy;
+        down.input = up.output = mine + working;
         down.input_stride = up.output_stride = hidden_stride;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t begin = 0; begin < rows; begin += block) {
@@ -279,7 +317,8 @@ static int pair_by_rows(Product first, Product second, int64_t rows, int threads
 
 // One layer after the other: each thread reads all rows and its part of the weights.
 static int pair_by_layers(Product first, Product second, int64_t rows, int threads) {
-    const int64_t hidden_stride = padded(second.depth), own = copy_floats(first);
+    const int64_t hidden_stride = padded(second.depth);
+    const int64_t own = larger(own_floats(first), sum_floats(second.depth));
     float* workspace = allocate(own * threads + rows * hidden_stride);
     if (!workspace) return RK_OUT_OF_MEMORY;
     first.output = workspace + own * threads;
@@ -297,7 +336,8 @@ static int pair_by_layers(Product first, Product second, int64_t rows, int threa
 
 static int pair(const rk_layer* first, const rk_layer* second, int64_t rows, const float* input,
                 const float* residual, float* output, int threads) {
-    const Product up = product(*first, input, nullptr, nullptr), down = product(*second, nullptr, residual, output);
+    const Product up = product(*first, rows, input, nullptr, nullptr);
+    const Product down = product(*second, rows, nullptr, residual, output);
     const bool hidden_outweighs = rows > first->in_channels + second->out_channels;  // the weights of both layers
     return (hidden_outweighs ? pair_by_rows : pair_by_layers)(up, down, rows, threads);
 }
