@@ -76,21 +76,21 @@ struct Start {
 
 // block[kRows][kTileColumns] = start + input rows @ packed columns
 template <int kRows, bool kFetch>
-static void multiply(const float* input, int64_t stride, const float* packed, int64_t depth, Start start, float* block,
-                     Fetch fetch) {
+static void multiply(const float* input, int64_t stride, const float* packed, int64_t depth, const Start& start,
+                     float* block, const Fetch& fetch) {
     Vec sum[kRows][2];
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
         sum[row][0] = load(start.rows + row * start.stride);
         sum[row][1] = load(start.rows + row * start.stride + kLanes);
     }
+    const float *weights = fetch.weights, *rows = fetch.rows;
     int64_t k = 0;
     for (; k + kStep <= depth; k += kStep) {
         if constexpr (kFetch) {
-            for (int64_t line = 0; line < fetch.lines; line++, fetch.weights += kLine)
-                __builtin_prefetch(fetch.weights, 0, 2);
-            if (fetch.rows)
-                for (int line = 0; line < kRowLines; line++, fetch.rows += kLine) __builtin_prefetch(fetch.rows);
+            for (int64_t line = 0; line < fetch.lines; line++, weights += kLine) __builtin_prefetch(weights, 0, 2);
+            if (rows)
+                for (int line = 0; line < kRowLines; line++, rows += kLine) __builtin_prefetch(rows);
         }
 #pragma GCC unroll 4
         for (int64_t i = k; i < k + kStep; i++) add_channel<kRows>(sum, input + i, stride, packed + i * kPanel);
@@ -105,7 +105,7 @@ static void multiply(const float* input, int64_t stride, const float* packed, in
 
 template <int kRows>
 static RK_INLINE void multiply_rows(int rows, const float* input, int64_t stride, const float* packed, int64_t depth,
-                                    Start start, float* block, const Fetch& fetch) {
+                                    const Start& start, float* block, const Fetch& fetch) {
     if (rows == kRows)
         (fetch.lines || fetch.rows ? multiply<kRows, true> : multiply<kRows, false>)(input, stride, packed, depth, start,
                                                                                       block, fetch);
