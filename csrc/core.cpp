@@ -99,7 +99,7 @@ size_t rk_spectrum_bytes(const rk_problem* problem) { return algorithm(*problem)
 static int call(const rk_problem* problem, void* input, float* weight, const void* spectrum, const float* bias,
                 void* output, void (*Algorithm::*step)(const Call&)) {
     const Algorithm& chosen = algorithm(*problem);
-    if (!chosen.supports(*problem)) return RK_UNSUPPORTED;
+    if (!chosen.supports(*problem) || !(chosen.*step)) return RK_UNSUPPORTED;
     const size_t used = chosen.workspace_bytes(*problem), stride = round_up(used);
     char* workspace = static_cast<char*>(std::aligned_alloc(64, stride * problem->threads));
     if (!workspace) return RK_OUT_OF_MEMORY;

@@ -21,24 +21,7 @@ static size_t workspace_bytes(const rk_problem& p) {
     return tile_workspace(source(call));
 }
 
-// The "spectrum" is every group's packed filter, or what its passes are made of.
-static int64_t prepared_floats(const rk_problem& p) { return suits_full(p) ? factors_floats(p) : filter_floats(p); }
-
-static size_t spectrum_bytes(const rk_problem& p) {
-    return group_count(p.channels) * prepared_floats(p) * sizeof(float);
-}
-
-static void prepare(const Call& call) {
-    const rk_problem& p = *call.problem;
-    float* packed = static_cast<float*>(const_cast<void*>(call.spectrum));
-    for (int64_t group = 0; group < group_count(p.channels); group++) {
-        float* const target = packed + group * prepared_floats(p);
-        if (suits_full(p))
-            factorize(p, call.weight, group, target, reinterpret_cast<float*>(call.workspace));
-        else
-            read_tile(filter_image(p, call.weight, group), 0, 0, p.kernel_h, p.kernel_w, target, p.kernel_w * kLanes);
-    }
-}
+static size_t no_spectrum(const rk_problem&) { return 0; }
 
 static void run(const Call& call) {
     const rk_problem& p = *call.problem;
@@ -46,7 +29,7 @@ static void run(const Call& call) {
         run_weight_gradient(call);
     else if (suits_full(p))
         run_full(call);
-    else if (suits_rows(p) && !call.spectrum)
+    else if (suits_rows(p) && !p.packed_weight)
         run_rows(call);
     else
         run_tiles(call);
@@ -55,7 +38,7 @@ static void run(const Call& call) {
 }  // namespace direct
 
 static const Algorithm kDirect = {
-    direct::supports, direct::workspace_bytes, direct::spectrum_bytes, direct::prepare, direct::run,
+    direct::supports, direct::workspace_bytes, direct::no_spectrum, nullptr, direct::run,
 };
 
 const Algorithm& direct_algorithm();

@@ -164,13 +164,10 @@ static void run_tiles(const Call& call) {
             job.phase_w = part % s.phases_w;
             job.phase_h = part / s.phases_w;
             if (packed != job.group) {
-                if (call.spectrum)
-                    buffers.filter = static_cast<const float*>(call.spectrum) + job.group * filter_floats(p);
-                else
-                    read_tile(filter_image(p, call.weight, job.group), 0, 0, p.kernel_h, p.kernel_w, filter,
-                              p.kernel_w * kLanes);
+                read_tile(filter_image(p, call.weight, job.group), 0, 0, p.kernel_h, p.kernel_w, filter,
+                          p.kernel_w * kLanes);
                 packed = job.group;
-                fetch_ahead(call, filter_floats(p), job.group);
+                fetch_ahead(call, job.group);
             }
             correlate_tile(call, s, job, buffers);
         }

@@ -47,20 +47,27 @@ static void copy(const float* a, int64_t step, int64_t count, float* target) {
     for (int64_t i = 0; i < count; i++, a += step, target += kLanes) store(target, load(a));
 }
 
-// Reads the filter of a group and writes its factors.
+// Writes the factors of a group's filter; `packed` holds one filter.
 static void factorize(const rk_problem& p, const float* weight, int64_t group, float* factors, float* packed) {
     const int64_t taps = int64_t(p.kernel_h) * p.kernel_w;
     const bool flipped = p.pass == RK_GRAD_INPUT, whole = !is_halved(p);
-    float* const target = whole && !flipped ? factors : packed;
-    read_tile(filter_image(p, weight, group), 0, 0, p.kernel_h, p.kernel_w, target, p.kernel_w * kLanes);
-    const int64_t step = flipped ? -kLanes : kLanes;
-    const float* before = flipped ? packed + (taps - 1) * kLanes : packed;
-    if (whole) {
-        if (flipped) copy(before, step, taps, factors);
-        return;
+    const Image filter = filter_image(p, weight, group);
+    const float* first = reinterpret_cast<const float*>(filter.data);
+    int64_t step = filter.w;
+    if (!p.packed_weight) {
+        float* const target = whole && !flipped ? factors : packed;
+        read_tile(filter, 0, 0, p.kernel_h, p.kernel_w, target, p.kernel_w * kLanes);
+        if (target == factors) return;
+        first = packed;
+        step = kLanes;
     }
+    if (flipped) {
+        first += (taps - 1) * step;
+        step = -step;
+    }
+    if (whole) return copy(first, step, taps, factors);
     const int64_t half = int64_t(p.in_h / 2) * p.kernel_w * step, count = int64_t(p.in_h - 1) * p.kernel_w;
-    const float *const around = before + half, *const after = around + half;
+    const float *const before = first, *const around = before + half, *const after = around + half;
     copy(around, step, count, factors);
     combine<-1>(after, around, step, count, factors + count * kLanes);
     combine<-1>(before, around, step, count, factors + 2 * count * kLanes);
@@ -168,17 +175,13 @@ static void run_full(const Call& call) {
 #pragma omp parallel num_threads(p.threads)
     {
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        float* const own = reinterpret_cast<float*>(call.workspace + thread * call.workspace_stride);
-        float *const packed = own + factors_floats(p), *const x = packed + filter_floats(p);
+        float* const factors = reinterpret_cast<float*>(call.workspace + thread * call.workspace_stride);
+        float *const packed = factors + factors_floats(p), *const x = packed + filter_floats(p);
         float *const y = x + map_floats(p), *const scratch = y + map_floats(p);
-        const float* factors = own;
         int64_t factorized = -1;
         for (int64_t i = jobs * thread / threads; i < jobs * (thread + 1) / threads; i++) {
             const int64_t group = i / p.batch, n = i % p.batch;
-            if (call.spectrum)
-                factors = static_cast<const float*>(call.spectrum) + group * factors_floats(p);
-            else if (factorized != group)
-                factorize(p, call.weight, group, own, packed);
+            if (factorized != group) factorize(p, call.weight, group, factors, packed);
             factorized = group;
             const auto image = [&](void* tensor, const int64_t* stride) {
                 return group_image(tensor, stride, rows, cols, p.channels, p.dtype, n, group);
@@ -186,7 +189,7 @@ static void run_full(const Call& call) {
             const Image input = image(call.input, p.input_stride), output = image(call.output, p.output_stride);
             const Image &source = flipped ? output : input, &target = flipped ? input : output;
             read_tile(source, 0, 0, rows, cols, x, pitch);
-            fetch_ahead(call, call.spectrum ? factors_floats(p) : filter_floats(p), group);
+            fetch_ahead(call, group);
             multiply_map(p, factors, x, y, scratch);
             write_tile(target, 0, 0, rows, cols, y, pitch, load_channels(call.bias, target), p.relu);
         }

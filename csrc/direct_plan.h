@@ -54,12 +54,6 @@ static Image lattice_of(Image image, const Lattice& h, const Lattice& w) {
     return image;
 }
 
-// The filters of a group as an image, one "pixel" for each tap.
-static Image filter_image(const rk_problem& p, const float* weight, int64_t group) {
-    const int64_t taps = int64_t(p.kernel_h) * p.kernel_w, stride[4] = {0, taps, p.kernel_w, 1};
-    return group_image(const_cast<float*>(weight), stride, p.kernel_h, p.kernel_w, p.channels, RK_F32, 0, group);
-}
-
 struct Buffers {
     const float* filter;
     float *x, *y, *sum;
@@ -70,12 +64,14 @@ static int64_t tile_floats(int64_t rows, int64_t cols) { return rows * pitch_of(
 
 constexpr int64_t kAheadBytes = 16 << 10;
 
-// Fetches the filters of the next group into the cache while this one is computed; a group has `floats` of them.
-static void fetch_ahead(const Call& call, int64_t floats, int64_t group) {
-    const int64_t bytes = floats * sizeof(float);
-    if (bytes > kAheadBytes || (group + 1) * kLanes >= call.problem->channels) return;
-    const char* next = static_cast<const char*>(call.spectrum ? call.spectrum : call.weight) + (group + 1) * bytes;
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i);
+// Fetches the filters of the next group into the cache while this one is computed.
+static void fetch_ahead(const Call& call, int64_t group) {
+    const rk_problem& p = *call.problem;
+    const int64_t next = (group + 1) * kLanes, together = p.packed_weight ? RK_FILTER_LANES : kLanes;
+    const int64_t taps = int64_t(p.kernel_h) * p.kernel_w, bytes = taps * together * sizeof(float);
+    if (next >= p.channels || next % together || bytes > kAheadBytes) return;
+    const char* filters = reinterpret_cast<const char*>(call.weight + next * taps);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(filters + i);
 }
 
 // Part of an axis that a tile of outputs reads.

@@ -71,8 +71,7 @@ struct Job {
         return group_image(call.output, p.output_stride, p.out_h, p.out_w, p.channels, p.dtype, image, group);
     }
     Image weight(int64_t group) const {
-        const int64_t kh = problem.kernel_h, kw = problem.kernel_w, stride[4] = {0, kh * kw, kw, 1};
-        return group_image(call.weight, stride, kh, kw, problem.channels, RK_F32, 0, group);
+        return filter_image(problem, call.weight, group);
     }
 };
 

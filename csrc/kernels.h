@@ -19,7 +19,7 @@ struct Algorithm {
     bool (*supports)(const rk_problem&);
     size_t (*workspace_bytes)(const rk_problem&);  // of one thread
     size_t (*spectrum_bytes)(const rk_problem&);
-    void (*prepare)(const Call&);  // writes call.spectrum from call.weight
+    void (*prepare)(const Call&);  // writes call.spectrum from call.weight; null without spectra
     void (*run)(const Call&);
 };
 

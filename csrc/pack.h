@@ -37,6 +37,20 @@ static Image group_image(void* tensor, const int64_t stride[4], int64_t rows, in
             stride[1], stride[2], stride[3], rows, cols, first, rest < kLanes ? int(rest) : kLanes, dtype};
 }
 
+// The filters of a group as an image, one "pixel" for each tap.
+static Image filter_image(const rk_problem& p, const float* weight, int64_t group) {
+    const int64_t taps = int64_t(p.kernel_h) * p.kernel_w, first = group * kLanes, lane = first % RK_FILTER_LANES;
+    const int64_t stride[4] = {0, taps, p.kernel_w, 1};
+    Image image = group_image(const_cast<float*>(weight), stride, p.kernel_h, p.kernel_w, p.channels, RK_F32, 0, group);
+    if (p.packed_weight) {
+        image.data = reinterpret_cast<char*>(const_cast<float*>(weight) + (first - lane) * taps + lane);
+        image.c = 1;
+        image.w = RK_FILTER_LANES;
+        image.h = p.kernel_w * image.w;
+    }
+    return image;
+}
+
 // The group's part of a vector with one value for each channel, or zeros where there is none.
 static RK_INLINE Vec load_channels(const float* values, const Image& image) {
     return values ? load_some(values + image.first_channel, image.channels) : Vec{};

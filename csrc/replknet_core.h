@@ -26,12 +26,15 @@ enum { RK_OK = 0, RK_UNSUPPORTED = 1, RK_OUT_OF_MEMORY = 2 };
 /* One pass of one depthwise convolution. Strides are in elements, in the order n, c, h, w. "input" is the
  * layer's input or the gradient with respect to it, "output" the layer's output or the gradient with respect to
  * it. The weight and its gradient are contiguous (C, Kh, Kw), bias is (C); both, in every pass, are float32.
- * dtype is that of input and output. */
+ * Of a forward pass the weight may be packed: RK_FILTER_LANES channels after each other, each time (Kh, Kw,
+ * RK_FILTER_LANES), the last ones filled up with zeros. dtype is that of input and output. */
+enum { RK_FILTER_LANES = 16 };
+
 typedef struct rk_problem {
     int64_t batch, channels, in_h, in_w, out_h, out_w;
     int64_t input_stride[4], output_stride[4];
     int32_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
-    int32_t pass, algorithm, dtype, relu, threads;
+    int32_t pass, algorithm, dtype, relu, packed_weight, threads;
 } rk_problem;
 
 /* RK_OK, or RK_UNSUPPORTED. */
@@ -43,7 +46,8 @@ RK_API size_t rk_workspace_bytes(const rk_problem* problem);
 /* Bytes of the filter spectra that rk_prepare writes; 0 where the algorithm has none. */
 RK_API size_t rk_spectrum_bytes(const rk_problem* problem);
 
-/* Transform the filters of a forward problem once, for many calls of rk_run. `spectrum` is aligned to 64. */
+/* Transform the filters of a forward problem once, for many calls of rk_run. `spectrum` is aligned to 64.
+ * RK_UNSUPPORTED where there is none. */
 RK_API int rk_prepare(const rk_problem* problem, const float* weight, void* spectrum);
 
 /* Compute a pass:

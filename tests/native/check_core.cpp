@@ -131,6 +131,29 @@ struct Tensor {
     }
 };
 
+// Random floats in a buffer that ends with them, one float off alignment.
+struct Floats {
+    std::vector<char> bytes;
+
+    explicit Floats(int64_t count) : bytes(4 * count + 4) {
+        std::normal_distribution<float> normal;
+        for (int64_t i = 0; i < count; i++) set(i, normal(rng));
+    }
+    float* data() { return reinterpret_cast<float*>(bytes.data() + 4); }
+    void set(int64_t i, float value) { data()[i] = value; }
+    double at(int64_t i) { return data()[i]; }
+};
+
+// Filters (channels, taps) packed, the last ones filled up with zeros.
+Floats packed(const float* weights, int64_t channels, int64_t taps) {
+    const int64_t lanes = RK_FILTER_LANES, groups = (channels + lanes - 1) / lanes;
+    Floats result(groups * taps * lanes);
+    for (int64_t c = 0; c < groups * lanes; c++)
+        for (int64_t tap = 0; tap < taps; tap++)
+            result.set((c / lanes * taps + tap) * lanes + c % lanes, c < channels ? weights[c * taps + tap] : 0);
+    return result;
+}
+
 struct Axis {
     int64_t in, out, kernel, stride, dilation, pad;
 };
@@ -192,7 +215,7 @@ struct Check {
         Tensor weight(1, c, h.kernel, w.kernel, RK_F32, 0), bias(1, c, 1, 1, RK_F32, 0);
         rk_problem p = {n, c, h.in, w.in, h.out, w.out, {}, {}, int(h.kernel), int(w.kernel), int(h.stride),
                         int(w.stride), int(h.dilation), int(w.dilation), int(h.pad), int(w.pad), pick(0, 2), algorithm,
-                        dtype, 0, threads};
+                        dtype, 0, 0, threads};
         std::copy(input.stride, input.stride + 4, p.input_stride);
         std::copy(output.stride, output.stride + 4, p.output_stride);
         p.relu = p.pass == RK_FORWARD && pick(0, 1);
@@ -217,11 +240,14 @@ struct Check {
                         value += with_bias ? bias.at(0, j, 0, 0) : 0;
                         if (p.relu) value = std::max(value, 0.0);
                     }
+            Floats filters = packed(weights, c, h.kernel * w.kernel);
+            p.packed_weight = pick(0, 1);
+            if (p.packed_weight) weights = filters.data();
             const size_t bytes = rk_spectrum_bytes(&p);
             void* prepared = bytes && pick(0, 1) ? std::aligned_alloc(64, (bytes + 63) / 64 * 64) : nullptr;
             if (prepared) status = rk_prepare(&p, weights, prepared);
             if (!status)
-                status = rk_run(&p, input.data(), prepared ? nullptr : weights, prepared,
+                status = rk_run(&p, input.data(), weights, prepared,
                                 with_bias ? static_cast<float*>(bias.data()) : nullptr, output.data());
             std::free(prepared);
         } else if (p.pass == RK_GRAD_INPUT) {
@@ -251,19 +277,6 @@ struct Check {
                         int(h.out), int(w.out), dtype, layout, threads);
         }
     }
-};
-
-// Random floats in a buffer that ends with them, one float off alignment.
-struct Floats {
-    std::vector<char> bytes;
-
-    explicit Floats(int64_t count) : bytes(4 * count + 4) {
-        std::normal_distribution<float> normal;
-        for (int64_t i = 0; i < count; i++) set(i, normal(rng));
-    }
-    float* data() { return reinterpret_cast<float*>(bytes.data() + 4); }
-    void set(int64_t i, float value) { data()[i] = value; }
-    double at(int64_t i) { return data()[i]; }
 };
 
 // Worst error of a batch norm, and of a gradient that is known without its formula: that of the bias.

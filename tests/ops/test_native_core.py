@@ -11,6 +11,7 @@ import torch
 
 from replknet.ops import _binary, native
 from replknet.ops.algorithm import ALGORITHMS
+from replknet.ops.prepared import pack_filters
 from replknet.ops.problem import Problem
 
 DIRECT = ALGORITHMS["direct"]
@@ -42,9 +43,9 @@ def test_environment_forces_an_instruction_set():
 
 def test_filters_prepared_for_another_instruction_set_are_refused():
     weight, input = torch.randn(20, 1, 5, 5), torch.randn(1, 20, 9, 9)
-    prepared = replace(DIRECT.prepare(PROBLEM, weight), isa="another")
+    prepared = replace(DIRECT.prepare(PROBLEM, pack_filters(weight)), isa="another")
     with pytest.raises(ValueError, match="prepared for another"):
-        DIRECT.forward_prepared(input, prepared, None, False)
+        DIRECT.forward_prepared(PROBLEM, input, prepared, None, False)
 
 
 def test_failed_allocation_is_a_memory_error(monkeypatch):

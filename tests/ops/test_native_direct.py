@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from replknet.ops import native
 from replknet.ops.algorithm import ALGORITHMS
+from replknet.ops.prepared import pack_filters
 from replknet.ops.problem import Problem
 
 DIRECT = ALGORITHMS["direct"]
@@ -288,8 +289,8 @@ def test_prepared_filters_give_the_same_bits(isa, size, taps):
     weight = torch.randn(20, 1, taps, taps)
     problem = problem_of("forward", input, weight, (taps // 2,) * 4)
     with native.force_isa(isa):
-        prepared = DIRECT.prepare(problem, weight)
-        result = DIRECT.forward_prepared(input, prepared, bias, False)
+        prepared = DIRECT.prepare(problem, pack_filters(weight))
+        result = DIRECT.forward_prepared(problem, input, prepared, bias, False)
         assert torch.equal(result, DIRECT.forward(problem, input, weight, bias, False))
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from replknet.ops import native
 from replknet.ops.algorithm import ALGORITHMS
+from replknet.ops.prepared import pack_filters
 from replknet.ops.problem import Problem
 
 FFT = ALGORITHMS["fft"]
@@ -157,8 +158,8 @@ def test_prepared_filters(isa, batch):
     bias = torch.randn(21)
     problem = problem_of("forward", input, weight, padding)
     with native.force_isa(isa):
-        prepared = FFT.prepare(problem, weight)
-        output = FFT.forward_prepared(input, prepared, bias, True)
+        prepared = FFT.prepare(problem, pack_filters(weight))
+        output = FFT.forward_prepared(problem, input, prepared, bias, True)
         assert relative_error(output, FFT.forward(problem, input, weight, bias, True)) <= 1e-6
     expected = oracle(input, weight, torch.zeros_like(output), (1, 1), padding, (1, 1))[0]
     expected = (expected + bias.double()[:, None, None]).relu()

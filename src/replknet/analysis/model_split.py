@@ -39,7 +39,7 @@ def kind_of(module: nn.Module) -> str | None:
     if isinstance(module, PackedConv2d | PackedMLP):
         return "pointwise"
     if isinstance(module, FrozenDepthwiseConv2d):
-        large = max(module.weight.shape[2:]) >= LARGE_KERNEL
+        large = max(module.kernel_size) >= LARGE_KERNEL
         return "large depthwise" if large else "small depthwise"
     if isinstance(module, nn.Conv2d):
         return "other convolution"

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from replknet.ops import depthwise_conv2d, depthwise_conv2d_relu, problem_of
-from replknet.ops.arguments import four_sides, pair
+from replknet.ops import depthwise_conv2d, depthwise_conv2d_relu
+from replknet.ops.arguments import four_sides, layout_of, make_problem, pair
 from replknet.ops.choose import requested
 from replknet.ops.native import isa
 from replknet.ops.pointwise import (
@@ -24,7 +24,7 @@ from replknet.ops.pointwise import (
     pointwise_pair,
     why_not_native,
 )
-from replknet.ops.prepared import Forward, prepare_forward
+from replknet.ops.prepared import Forward, pack_filters, prepare_forward, unpack_filters
 
 
 class PackedProduct(nn.Module):
@@ -92,30 +92,31 @@ class PackedMLP(nn.Module):
 class FrozenDepthwiseConv2d(nn.Module):
     """Depthwise convolution with bias and optional ReLU whose filters never change.
 
-    What is computed from the filters is kept for the last ``KEPT_SIZES`` sizes of map, and made
-    anew when the filters do change.
+    The filters are packed, as ``pack_filters`` does. What is computed from them is kept for the
+    last ``KEPT_SIZES`` sizes of map, and made anew when they do change.
     """
 
     KEPT_SIZES = 2
 
-    weight: Tensor
+    filters: Tensor
     bias: Tensor | None
 
     def __init__(self, conv: nn.Conv2d, relu: bool = False) -> None:
         super().__init__()
-        self.register_buffer("weight", conv.weight.detach().clone().contiguous())
+        self.register_buffer("filters", pack_filters(conv.weight))
         self.register_buffer("bias", None if conv.bias is None else conv.bias.detach())
+        self.channels, self.kernel_size = conv.out_channels, conv.kernel_size
         stride, dilation = pair("stride", conv.stride, 1), pair("dilation", conv.dilation, 1)
         self.stride, self.dilation, self.relu = stride, dilation, relu
         self.padding = four_sides(conv.padding, conv.kernel_size, stride, dilation)
         self._prepared: dict[Hashable, Forward] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() == 0 or why_not_native(x, self.weight) or self.weight.is_inference():
+        if not self._is_native(x):
             convolve = depthwise_conv2d_relu if self.relu else depthwise_conv2d
             return convolve(
                 x,
-                self.weight,
+                unpack_filters(self.filters, self.channels),
                 self.bias,
                 stride=self.stride,
                 padding=self.padding,
@@ -124,15 +125,27 @@ class FrozenDepthwiseConv2d(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         return self._prepare(x)(x, self.bias, self.relu)
 
+    def _is_native(self, x: Tensor) -> bool:
+        fits = x.dim() == 4 and x.shape[1] == self.channels and x.numel() > 0
+        return fits and not (why_not_native(x, self.filters) or self.filters.is_inference())
+
     def _prepare(self, x: Tensor) -> Forward:
-        weight = self.weight
-        key = (x.shape[1:], weight.data_ptr(), weight._version, isa(), requested("auto"))
+        filters = self.filters
+        key = (x.shape[1:], filters.data_ptr(), filters._version, isa(), requested("auto"))
         prepared = self._prepared.get(key)
         if prepared is None:
-            problem = problem_of(
-                x[:1], weight, stride=self.stride, padding=self.padding, dilation=self.dilation
+            problem = make_problem(
+                "forward",
+                (1, *x.shape[1:]),
+                self.kernel_size,
+                self.stride,
+                self.padding,
+                self.dilation,
+                x.dtype,
+                layout_of(x),
+                x.device.type,
             )
-            prepared = prepare_forward(problem, weight)
+            prepared = prepare_forward(problem, filters)
             # A new dictionary: other threads may be reading the old one.
             kept = list(self._prepared.items())[1 - self.KEPT_SIZES :]
             self._prepared = dict([*kept, (key, prepared)])
@@ -142,8 +155,7 @@ class FrozenDepthwiseConv2d(nn.Module):
         return self.__dict__ | {"_prepared": {}}
 
     def extra_repr(self) -> str:
-        height, width = self.weight.shape[2:]
-        return f"{self.weight.shape[0]}, kernel_size=({height}, {width}), relu={self.relu}"
+        return f"{self.channels}, kernel_size={self.kernel_size}, relu={self.relu}"
 
 
 def to_rows(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ F32, BF16, F16 = 0, 1, 2
 OUT_OF_MEMORY = 2
 IDENTITY, RELU, GELU = 0, 1, 2
 PANEL = 32
+FILTER_LANES = 16
 
 
 class ProblemStruct(ctypes.Structure):
@@ -38,6 +39,7 @@ class ProblemStruct(ctypes.Structure):
         ("algorithm", ctypes.c_int32),
         ("dtype", ctypes.c_int32),
         ("relu", ctypes.c_int32),
+        ("packed_weight", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     ]
 

@@ -26,12 +26,12 @@ _DTYPES = {torch.float32: _binary.F32, torch.bfloat16: _binary.BF16, torch.float
 
 
 @dataclass(frozen=True)
-class PreparedFilter:
-    """Filters of one forward problem, packed or transformed once for many calls."""
+class PreparedFilters:
+    """Packed filters of a forward problem, and their spectra, for the instruction set ``isa``."""
 
-    problem: Problem
+    packed: Tensor
+    spectra: Tensor | None
     isa: str
-    data: Tensor
 
 
 class NativeAlgorithm:
@@ -73,57 +73,67 @@ class NativeAlgorithm:
     ) -> Tensor:
         output = _empty_output(problem)
         bias = None if bias is None else _float32(bias)
-        self._run(problem, input, _float32(weight), None, bias, output, relu)
+        struct = _struct(problem, self._code, torch.get_num_threads(), relu)
+        self._run(struct, problem, input, _float32(weight), None, bias, output)
         return output
 
-    def prepare(self, problem: Problem, weight: Tensor) -> PreparedFilter:
-        """Filters for ``forward_prepared``, valid as long as ``weight`` does not change."""
-        struct = _struct(problem, self._code, torch.get_num_threads())
+    def prepare(self, problem: Problem, packed: Tensor) -> PreparedFilters:
+        """Packed filters for ``forward_prepared``, valid as long as they do not change."""
+        struct = _struct(problem, self._code, torch.get_num_threads(), packed=True)
+        packed = _float32(packed)
         size = _library().rk_spectrum_bytes(struct)
-        data = torch.empty(size // 4, dtype=torch.float32)  # PyTorch aligns to 64 bytes
-        _check(_library().rk_prepare(struct, _float32(weight).data_ptr(), data.data_ptr()))
-        return PreparedFilter(problem, isa(), data)
+        if not size:
+            return PreparedFilters(packed, None, isa())
+        spectra = torch.empty(size // 4, dtype=torch.float32)  # PyTorch aligns to 64 bytes
+        _check(_library().rk_prepare(struct, packed.data_ptr(), spectra.data_ptr()))
+        return PreparedFilters(packed, spectra, isa())
 
     def forward_prepared(
-        self, input: Tensor, prepared: PreparedFilter, bias: Tensor | None, relu: bool
+        self,
+        problem: Problem,
+        input: Tensor,
+        filters: PreparedFilters,
+        bias: Tensor | None,
+        relu: bool,
     ) -> Tensor:
-        """``forward`` with filters that ``prepare`` made.
+        """``forward`` with filters that ``prepare`` made, for any batch.
 
         Raises:
             ValueError: the instruction set changed since.
         """
-        if prepared.isa != isa():
+        if filters.isa != isa():
             raise ValueError(
-                f"the filters were prepared for {prepared.isa}, but {isa()} is in use; prepare anew"
+                f"the filters were prepared for {filters.isa}, but {isa()} is in use; prepare anew"
             )
-        output = _empty_output(prepared.problem)
+        output = _empty_output(problem)
         bias = None if bias is None else _float32(bias)
-        self._run(prepared.problem, input, None, prepared.data, bias, output, relu)
+        struct = _struct(problem, self._code, torch.get_num_threads(), relu, packed=True)
+        self._run(struct, problem, input, filters.packed, filters.spectra, bias, output)
         return output
 
     def grad_input(self, problem: Problem, grad_output: Tensor, weight: Tensor) -> Tensor:
         size = (problem.batch, problem.channels, problem.height, problem.width)
         gradient = torch.empty_strided(size, problem.strides[0], dtype=problem.dtype)
-        self._run(problem, gradient, _float32(weight), None, None, grad_output)
+        struct = _struct(problem, self._code, torch.get_num_threads())
+        self._run(struct, problem, gradient, _float32(weight), None, None, grad_output)
         return gradient
 
     def grad_weight(self, problem: Problem, grad_output: Tensor, input: Tensor) -> Tensor:
         gradient = torch.empty(problem.channels, 1, *problem.kernel_size, dtype=torch.float32)
-        self._run(problem, input, gradient, None, None, grad_output)
+        struct = _struct(problem, self._code, torch.get_num_threads())
+        self._run(struct, problem, input, gradient, None, None, grad_output)
         return gradient if problem.dtype == torch.float32 else gradient.to(problem.dtype)
 
     def _run(
         self,
+        struct: _binary.ProblemStruct,
         problem: Problem,
         input: Tensor,
-        weight: Tensor | None,
+        weight: Tensor,
         spectrum: Tensor | None,
         bias: Tensor | None,
         output: Tensor,
-        relu: bool = False,
     ) -> None:
-        threads = torch.get_num_threads()
-        struct = _struct(problem, self._code, threads, relu)
         strides = input.stride(), output.stride()
         if strides != problem.strides:
             struct = _binary.ProblemStruct.from_buffer_copy(struct)
@@ -131,7 +141,7 @@ class NativeAlgorithm:
         status = _library().rk_run(
             struct,
             input.data_ptr(),
-            None if weight is None else weight.data_ptr(),
+            weight.data_ptr(),
             None if spectrum is None else spectrum.data_ptr(),
             None if bias is None else bias.data_ptr(),
             output.data_ptr(),
@@ -142,7 +152,7 @@ class NativeAlgorithm:
 
 @lru_cache(maxsize=4096)
 def _struct(
-    problem: Problem, algorithm: int, threads: int, relu: bool = False
+    problem: Problem, algorithm: int, threads: int, relu: bool = False, packed: bool = False
 ) -> _binary.ProblemStruct:
     """The problem for the native core, with tensors in the problem's layout; not to be changed."""
     output_h, output_w = problem.output_size
@@ -168,6 +178,7 @@ def _struct(
         algorithm=algorithm,
         dtype=_DTYPES[problem.dtype],
         relu=relu,
+        packed_weight=packed,
         threads=threads,
     )
 
