@@ -104,6 +104,29 @@ def test_gelu_is_the_exact_one(isa):
     assert (pointwise(x, identity) - F.gelu(x.double())).abs().max() <= 2e-6
 
 
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_maps_are_rows_of_pixels(isa, format):
+    x = randn(2, 40, 3, 5, seed=5).contiguous(memory_format=format)
+    residual = randn(2, 33, 3, 5, seed=6).contiguous(memory_format=format)
+    first, exact_first = layer(40, 50, "relu")
+    second, exact_second = layer(50, 33, seed=3)
+    result = pointwise_pair(x, first, second, residual)
+    expected = exactly(exactly(x.permute(0, 2, 3, 1), exact_first), exact_second)
+    assert_near(result, expected.permute(0, 3, 1, 2) + residual)
+    assert_near(pointwise(pointwise(x, first), second, residual), result)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_other_channels_are_refused(isa):
+    product = layer(4, 7)[0]
+    with pytest.raises(ValueError, match=r"\(n, 4\) or \(N, 4, H, W\), got \(3, 5\)"):
+        pointwise(torch.zeros(3, 5), product)
+    with pytest.raises(ValueError, match=r"got \(4, 3, 3\)"):
+        pointwise(torch.zeros(4, 3, 3), product)
+    with pytest.raises(ValueError, match=r"residual must be \(3, 7\), got \(3, 4\)"):
+        pointwise_pair(torch.zeros(3, 4), product, layer(7, 7)[0], torch.zeros(3, 4))
+
+
 def test_no_rows(isa):
     assert pointwise(torch.zeros(0, 4), layer(4, 7)[0]).shape == (0, 7)
 

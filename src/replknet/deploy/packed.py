@@ -42,10 +42,17 @@ class PackedProduct(nn.Module):
         self.register_buffer("bias", packed_bias)
         self.out_channels, self.in_channels = matrix.shape
         self.activation: Activation = activation
+        self._layer: Layer | None = None
 
     @property
     def layer(self) -> Layer:
-        return Layer(self.weight, self.bias, self.out_channels, self.activation)
+        weight, bias, kept = self.weight, self.bias, self._layer
+        if kept is None or kept.weight is not weight or kept.bias is not bias:
+            kept = self._layer = Layer(weight, bias, self.out_channels, self.activation)
+        return kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_layer": None}
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, activation={self.activation}"
@@ -59,8 +66,7 @@ class PackedConv2d(PackedProduct):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, overwrite: bool = False) -> Tensor:
         """``overwrite`` gives up the residual: its memory may become the result's."""
-        rows = None if residual is None else to_rows(residual)
-        return from_rows(pointwise(to_rows(x), self.layer, rows, overwrite=overwrite), x)
+        return pointwise(x, self.layer, residual, overwrite=overwrite)
 
 
 class PackedMLP(nn.Module):
@@ -80,13 +86,12 @@ class PackedMLP(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None, overwrite: bool = False) -> Tensor:
         """``overwrite`` gives up the residual: its memory may become the result's."""
         first, second = self.first.layer, self.second.layer
-        if not self.on_maps:
-            rows = None if residual is None else residual.reshape(-1, residual.shape[-1])
-            flat = x.reshape(-1, x.shape[-1])
-            out = pointwise_pair(flat, first, second, rows, overwrite=overwrite)
-            return out.unflatten(0, x.shape[:-1])
-        rows = None if residual is None else to_rows(residual)
-        return from_rows(pointwise_pair(to_rows(x), first, second, rows, overwrite=overwrite), x)
+        if self.on_maps:
+            return pointwise_pair(x, first, second, residual, overwrite=overwrite)
+        rows = None if residual is None else residual.reshape(-1, residual.shape[-1])
+        flat = x.reshape(-1, x.shape[-1])
+        out = pointwise_pair(flat, first, second, rows, overwrite=overwrite)
+        return out.unflatten(0, x.shape[:-1])
 
 
 class FrozenDepthwiseConv2d(nn.Module):
@@ -156,14 +161,3 @@ class FrozenDepthwiseConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}, kernel_size={self.kernel_size}, relu={self.relu}"
-
-
-def to_rows(x: Tensor) -> Tensor:
-    """(N, C, H, W) as (N * H * W, C), without a copy where memory is channels_last."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def from_rows(rows: Tensor, like: Tensor) -> Tensor:
-    """Rows as (N, C, H, W) in channels_last memory, with the sizes of ``like``."""
-    batch, _, height, width = like.shape
-    return rows.view(batch, height, width, rows.shape[1]).permute(0, 3, 1, 2)

@@ -9,6 +9,7 @@ not depend on the batch or on the number of threads.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -36,7 +37,12 @@ class Layer:
     out_channels: int
     activation: Activation
 
+    @property
+    def in_channels(self) -> int:
+        return self.weight.shape[1]
+
     def struct(self) -> _binary.LayerStruct:
+        """For one call: whoever shares memory with other processes moves tensors."""
         return _binary.LayerStruct(
             self.weight.data_ptr(),
             self.bias.data_ptr(),
@@ -73,7 +79,7 @@ def why_not_native(x: Tensor, *tensors: Tensor | None) -> str:
             continue
         if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
             return f"{type(tensor).__name__} holds no memory to compute on"
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             return f"the native kernel runs on the CPU, not on {tensor.device}"
         if tensor.dtype != torch.float32:
             return f"the native kernel computes in float32, not {tensor.dtype}"
@@ -83,77 +89,100 @@ def why_not_native(x: Tensor, *tensors: Tensor | None) -> str:
 
 
 def pointwise(
-    rows: Tensor, layer: Layer, residual: Tensor | None = None, *, overwrite: bool = False
+    x: Tensor, layer: Layer, residual: Tensor | None = None, *, overwrite: bool = False
 ) -> Tensor:
-    """``activation(rows @ weight.T + bias) + residual``; rows (n, in), result (n, out).
+    """``activation(x @ weight.T + bias) + residual`` of each pixel.
 
-    ``overwrite`` says that nobody needs the residual any more: its memory may become the result's.
+    Args:
+        x: Rows (n, in), or maps (N, in, H, W) with a result in channels_last memory.
+        layer: Packed weight and bias, and the activation.
+        residual: Of the size of the result.
+        overwrite: Nobody needs the residual any more: its memory may become the result's.
+
+    Raises:
+        ValueError: ``x`` or ``residual`` has another number of channels.
     """
-    if why_not_native(rows, layer.weight, residual):
-        return _plain(rows, layer, residual)
-    rows, residual, output = _prepare(rows, layer.out_channels, residual, overwrite)
-    status = _library().rk_pointwise(
-        ctypes.byref(layer.struct()), *_arguments(rows, residual, output)
+    _check_sizes(x, layer.in_channels, layer.out_channels, residual)
+    if why_not_native(x, layer.weight, residual):
+        return _plain(x, layer, residual)
+    return _run(
+        _library().rk_pointwise, (layer.struct(),), x, layer.out_channels, residual, overwrite
     )
-    _check(status)
-    return output
 
 
 def pointwise_pair(
-    rows: Tensor,
+    x: Tensor,
     first: Layer,
     second: Layer,
     residual: Tensor | None = None,
     *,
     overwrite: bool = False,
 ) -> Tensor:
-    """``second(first(rows)) + residual`` without a tensor for what lies between the two.
+    """``second(first(x)) + residual`` without a tensor for what lies between the two.
 
-    The residual may be the rows themselves, also when it may be overwritten (see ``pointwise``).
+    As ``pointwise``. The residual may be ``x`` itself, also when it may be overwritten.
     """
-    if why_not_native(rows, first.weight, second.weight, residual):
-        return _plain(_plain(rows, first, None), second, residual)
-    rows, residual, output = _prepare(rows, second.out_channels, residual, overwrite)
-    status = _library().rk_pointwise_pair(
-        ctypes.byref(first.struct()),
-        ctypes.byref(second.struct()),
-        *_arguments(rows, residual, output),
+    _check_sizes(x, first.in_channels, second.out_channels, residual)
+    if why_not_native(x, first.weight, second.weight, residual):
+        return _plain(_plain(x, first, None), second, residual)
+    return _run(
+        _library().rk_pointwise_pair,
+        (first.struct(), second.struct()),
+        x,
+        second.out_channels,
+        residual,
+        overwrite,
     )
-    _check(status)
-    return output
 
 
 def _library() -> ctypes.CDLL:
     return cast(ctypes.CDLL, _binary.library)
 
 
-def _prepare(
-    rows: Tensor, out_channels: int, residual: Tensor | None, overwrite: bool
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    residual = None if residual is None else residual.contiguous()
-    reused = residual if overwrite else None
-    output = rows.new_empty(rows.shape[0], out_channels) if reused is None else reused
-    return rows.contiguous(), residual, output
+def _check_sizes(x: Tensor, inputs: int, outputs: int, residual: Tensor | None) -> None:
+    if x.dim() not in (2, 4) or x.shape[1] != inputs:
+        raise ValueError(
+            f"input must be (n, {inputs}) or (N, {inputs}, H, W), got {tuple(x.shape)}"
+        )
+    if residual is not None and residual.shape != (size := (x.shape[0], outputs, *x.shape[2:])):
+        raise ValueError(f"residual must be {size}, got {tuple(residual.shape)}")
 
 
-def _arguments(rows: Tensor, residual: Tensor | None, output: Tensor) -> tuple[int | None, ...]:
-    return (
-        rows.shape[0],
-        rows.data_ptr(),
+def _run(
+    function: Callable[..., int],
+    structs: Sequence[_binary.LayerStruct],
+    x: Tensor,
+    out_channels: int,
+    residual: Tensor | None,
+    overwrite: bool,
+) -> Tensor:
+    format = torch.contiguous_format if x.dim() == 2 else torch.channels_last
+    x = x.contiguous(memory_format=format)
+    if residual is not None:
+        residual = residual.contiguous(memory_format=format)
+    if overwrite and residual is not None:
+        output = residual
+    else:
+        size = (x.shape[0], out_channels, *x.shape[2:])
+        output = torch.empty(size, dtype=torch.float32, memory_format=format)
+    status = function(
+        *structs,
+        x.numel() // x.shape[1],
+        x.data_ptr(),
         None if residual is None else residual.data_ptr(),
         output.data_ptr(),
         torch.get_num_threads(),
     )
-
-
-def _check(status: int) -> None:
     if status:
         raise MemoryError("the native core could not allocate its workspace")
+    return output
 
 
-def _plain(rows: Tensor, layer: Layer, residual: Tensor | None) -> Tensor:
-    weight = unpack(layer.weight, layer.out_channels)
-    out = F.linear(rows, weight, layer.bias[: layer.out_channels])
+def _plain(x: Tensor, layer: Layer, residual: Tensor | None) -> Tensor:
+    weight, bias = unpack(layer.weight, layer.out_channels), layer.bias[: layer.out_channels]
+    if x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    out = F.linear(x, weight, bias) if x.dim() == 2 else F.conv2d(x, weight[..., None, None], bias)
     if layer.activation == "relu":
         out = out.relu()
     elif layer.activation == "gelu":
