@@ -312,6 +312,57 @@ double norm_error() {
     return worst;
 }
 
+// act(x @ weight + bias): a pointwise layer with a packed weight, and what it computes.
+struct Layer {
+    int64_t inputs, outputs, panels = (outputs + RK_PANEL - 1) / RK_PANEL;
+    int activation;
+    Floats weight, bias;
+
+    Layer(int64_t inputs, int64_t outputs, int activation)
+        : inputs(inputs), outputs(outputs), activation(activation), weight(panels * inputs * RK_PANEL),
+          bias(panels * RK_PANEL) {}
+    rk_layer native() { return {weight.data(), bias.data(), inputs, outputs, activation}; }
+    std::vector<double> operator()(const std::vector<double>& x) {
+        std::vector<double> y;
+        for (size_t row = 0; row < x.size() / inputs; row++)
+            for (int64_t o = 0; o < outputs; o++) {
+                double z = bias.at(o);
+                for (int64_t i = 0; i < inputs; i++)
+                    z += x[row * inputs + i] * weight.at((o / RK_PANEL * inputs + i) * RK_PANEL + o % RK_PANEL);
+                const bool gelu = activation == RK_GELU, relu = activation == RK_RELU;
+                y.push_back(gelu ? z * std::erfc(-z / std::sqrt(2)) / 2 : relu ? std::max(z, 0.0) : z);
+            }
+        return y;
+    }
+};
+
+// Worst error, relative to the largest output, of one pointwise layer or of a pair.
+double pointwise_error() {
+    const int64_t inputs = pick({pick(1, 70), pick(250, 600), 1024}), outputs = pick(1, 70);
+    const int64_t rows = inputs > 70 ? pick(1, 20) : pick(1, 200);
+    const bool is_pair = pick(0, 1), with_residual = pick(0, 1);
+    const int threads = pick(1, 3);
+    Layer first(inputs, is_pair ? pick(1, 300) : outputs, pick({RK_IDENTITY, RK_RELU, RK_GELU}));
+    Layer second(first.outputs, outputs, RK_IDENTITY);
+    Floats x(rows * inputs), residual(rows * outputs), y(rows * outputs);
+    std::vector<double> expected(rows * inputs);
+    for (int64_t i = 0; i < rows * inputs; i++) expected[i] = x.at(i);
+    expected = first(expected);
+    if (is_pair) expected = second(expected);
+    const rk_layer one = first.native(), two = second.native();
+    const float* added = with_residual ? residual.data() : nullptr;
+    const int status = is_pair ? rk_pointwise_pair(&one, &two, rows, x.data(), added, y.data(), threads)
+                               : rk_pointwise(&one, rows, x.data(), added, y.data(), threads);
+    if (status) return INFINITY;
+    double worst = 0, largest = 0;
+    for (int64_t i = 0; i < rows * outputs; i++) {
+        const double value = expected[i] + (with_residual ? residual.at(i) : 0);
+        worst = std::max(worst, std::abs(y.at(i) - value));
+        largest = std::max(largest, std::abs(value));
+    }
+    return largest ? worst / largest : worst;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -335,6 +386,13 @@ int main(int argc, char** argv) {
             failures += !(error <= 2e-5);
         }
         std::printf("%s: %d batch norms; worst error %.2g\n", isa.c_str(), problems, norms);
+        double products = 0;
+        for (int i = 0; i < problems; i++) {
+            const double error = pointwise_error();
+            products = std::max(products, error);
+            failures += !(error <= 5e-6);
+        }
+        std::printf("%s: %d pointwise; worst error %.2g\n", isa.c_str(), problems, products);
         failures += check.failures + (check.runs[RK_DIRECT] < problems / 3);
     }
     return failures ? 1 : 0;
