@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ def peak_bytes(call: Callable[[], Any]) -> int:
     Memory that earlier calls left with the allocator counts as free where it gives it back: use a
     fresh process.
     """
-    trim = getattr(ctypes.CDLL(ctypes.util.find_library("c")), "malloc_trim", None)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the C library of the process
     if trim is not None:
         trim(0)
     before = _status("VmRSS")

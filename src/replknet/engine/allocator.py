@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
@@ -26,4 +25,4 @@ def has_mallopt() -> bool:
 
 
 def _c_library() -> ctypes.CDLL:
-    return ctypes.CDLL(ctypes.util.find_library("c"))
+    return ctypes.CDLL(None)  # the process itself, whose C library that is
