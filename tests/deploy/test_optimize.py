@@ -226,6 +226,14 @@ def test_what_is_left_alone_and_why(conv, reason):
     assert reason in optimization_report(fast).left_alone["0"]
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_other_channels_are_refused(groups):
+    fast = optimize(nn.Sequential(nn.Conv2d(4, 4, 3 if groups > 1 else 1, groups=groups)))
+    assert optimization_report(fast).replaced
+    with pytest.raises(ValueError, match="5"):
+        fast(torch.zeros(1, 5, 6, 6))
+
+
 def test_example_input_is_checked(monkeypatch):
     model = network()
     assert_same(model, optimize(model, IMAGE))

@@ -379,20 +379,17 @@ int main(int argc, char** argv) {
         for (int i = 0; i < problems; i++) check.problem(i % 2 ? RK_FFT : RK_DIRECT);
         std::printf("%s: %d direct, %d fft; worst float32 error: forward %.2g, grad_input %.2g, grad_weight %.2g\n",
                     isa.c_str(), check.runs[0], check.runs[1], check.worst[0], check.worst[1], check.worst[2]);
-        double norms = 0;
-        for (int i = 0; i < problems; i++) {
-            const double error = norm_error();
-            norms = std::max(norms, error);
-            failures += !(error <= 2e-5);
-        }
-        std::printf("%s: %d batch norms; worst error %.2g\n", isa.c_str(), problems, norms);
-        double products = 0;
-        for (int i = 0; i < problems; i++) {
-            const double error = pointwise_error();
-            products = std::max(products, error);
-            failures += !(error <= 5e-6);
-        }
-        std::printf("%s: %d pointwise; worst error %.2g\n", isa.c_str(), problems, products);
+        const auto check_all = [&](const char* what, double (*error_of_one)(), double bound) {
+            double worst = 0;
+            for (int i = 0; i < problems; i++) {
+                const double error = error_of_one();
+                worst = std::max(worst, error);
+                failures += !(error <= bound);
+            }
+            std::printf("%s: %d %s; worst error %.2g\n", isa.c_str(), problems, what, worst);
+        };
+        check_all("batch norms", norm_error, 2e-5);
+        check_all("pointwise", pointwise_error, 5e-6);
         failures += check.failures + (check.runs[RK_DIRECT] < problems / 3);
     }
     return failures ? 1 : 0;

@@ -46,7 +46,7 @@ class Layer:
         return _binary.LayerStruct(
             self.weight.data_ptr(),
             self.bias.data_ptr(),
-            self.weight.shape[1],
+            self.in_channels,
             self.out_channels,
             ACTIVATIONS[self.activation],
         )
