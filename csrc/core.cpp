@@ -141,14 +141,14 @@ int rk_force_isa(const char* name) {
 
 double rk_fma_peak(int threads) { return kernels().fma_peak(threads); }
 
-int rk_pointwise(const rk_layer* layer, int64_t rows, const float* input, const float* residual, float* output,
-                 int threads) {
-    return kernels().pointwise(layer, rows, input, residual, output, threads);
+int rk_pointwise(const rk_layer* layer, int64_t images, int64_t pixels, const float* input, const float* residual,
+                 float* output, int threads) {
+    return kernels().pointwise(layer, images, pixels, input, residual, output, threads);
 }
 
-int rk_pointwise_pair(const rk_layer* first, const rk_layer* second, int64_t rows, const float* input,
-                      const float* residual, float* output, int threads) {
-    return kernels().pointwise_pair(first, second, rows, input, residual, output, threads);
+int rk_pointwise_pair(const rk_layer* first, const rk_layer* second, int64_t images, int64_t pixels,
+                      const float* input, const float* residual, float* output, int threads) {
+    return kernels().pointwise_pair(first, second, images, pixels, input, residual, output, threads);
 }
 
 int rk_norm_forward(const rk_norm* norm, const float* input, float* mean, float* variance, float* output) {

@@ -59,10 +59,10 @@ RK_API int rk_run(const rk_problem* problem, void* input, float* weight, const v
                   void* output);
 
 enum { RK_IDENTITY = 0, RK_RELU = 1, RK_GELU = 2 };
-enum { RK_PANEL = 32 };
+enum { RK_PANEL = 16, RK_COLUMNS = 32 };
 
 /* One pointwise (1x1) convolution of float32 pixels. `weight` is packed: panels of RK_PANEL output channels, each
- * (in_channels, RK_PANEL); the last panel, and `bias`, are filled up with zeros. */
+ * (in_channels, RK_PANEL); it and `bias` are filled up with zeros to a multiple of RK_COLUMNS output channels. */
 typedef struct rk_layer {
     const float* weight;
     const float* bias;
@@ -70,14 +70,15 @@ typedef struct rk_layer {
     int32_t activation;
 } rk_layer;
 
-/* output = activation(input @ weight + bias) + residual. The input is contiguous (rows, in_channels); output and
- * residual, which may be NULL or the output itself, are (rows, out_channels). */
-RK_API int rk_pointwise(const rk_layer* layer, int64_t rows, const float* input, const float* residual, float* output,
-                        int threads);
+/* output = activation(input @ weight + bias) + residual. The input is contiguous (images, pixels, in_channels); output
+ * and residual, which may be NULL or the output itself, are (images, pixels, out_channels). The results of an image
+ * depend on nothing but that image and the number of its pixels. */
+RK_API int rk_pointwise(const rk_layer* layer, int64_t images, int64_t pixels, const float* input, const float* residual,
+                        float* output, int threads);
 
 /* second(first(input)) + residual, without a tensor between the two. All three tensors may be the same. */
-RK_API int rk_pointwise_pair(const rk_layer* first, const rk_layer* second, int64_t rows, const float* input,
-                             const float* residual, float* output, int threads);
+RK_API int rk_pointwise_pair(const rk_layer* first, const rk_layer* second, int64_t images, int64_t pixels,
+                             const float* input, const float* residual, float* output, int threads);
 
 /* Batch norm of contiguous float32 rows (pixels) with the statistics of all rows, and the activation behind it. `weight`
  * and `bias`, of a value for each channel, may be NULL for ones and zeros. rows >= 1. */

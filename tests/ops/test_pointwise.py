@@ -131,10 +131,34 @@ def test_no_rows(isa):
     assert pointwise(torch.zeros(0, 4), layer(4, 7)[0]).shape == (0, 7)
 
 
+@pytest.mark.parametrize("activation", ACTIVATE)
+@pytest.mark.parametrize("images", [1, 3])
+def test_large_layers_by_strassen(isa, images, activation):
+    """Also with more than one block of 256 channels, chunk of rows, and rows for each thread."""
+    x, residual = randn(images, 544, 10, 11, seed=5), randn(images, 512, 10, 11, seed=6)
+    first, exact_first = layer(544, 1152, activation)
+    second, exact_second = layer(1152, 512, seed=3)
+    hidden = exactly(x.permute(0, 2, 3, 1), exact_first)
+    assert_near(pointwise(x, first), hidden.permute(0, 3, 1, 2))
+    expected = exactly(hidden, exact_second).permute(0, 3, 1, 2) + residual
+    assert_near(pointwise_pair(x, first, second, residual), expected)
+    assert_near(pointwise(pointwise(x, first), second, residual, overwrite=True), expected)
+
+
 @pytest.mark.skipif(not ISAS, reason="there is no native core")
-def test_results_depend_neither_on_threads_nor_on_the_batch():
-    x = randn(700, 96)
-    first, second = layer(96, 384, "gelu")[0], layer(384, 96)[0]
+def test_large_layers_take_fewer_products():
+    """Strassen's method is in use: a pixel that is not finite spoils its neighbour in the pair."""
+    x = torch.zeros(1, 512, 10, 10)
+    x[0, 5, 0, 0] = torch.inf
+    finite = pointwise(x, layer(512, 512)[0]).isfinite().all(1).flatten()
+    assert finite.tolist() == [False] * 2 + [True] * 98
+
+
+@pytest.mark.skipif(not ISAS, reason="there is no native core")
+@pytest.mark.parametrize(("width", "hidden", "size"), [(96, 384, (10, 5)), (512, 512, (10, 10))])
+def test_results_depend_neither_on_threads_nor_on_the_batch(width, hidden, size):
+    x = randn(7, width, *size)
+    first, second = layer(width, hidden, "gelu")[0], layer(hidden, width)[0]
     threads = torch.get_num_threads()
     results = []
     try:
@@ -143,7 +167,7 @@ def test_results_depend_neither_on_threads_nor_on_the_batch():
             results.append(pointwise_pair(x, first, second))
     finally:
         torch.set_num_threads(threads)
-    results.append(torch.cat([pointwise_pair(part, first, second) for part in x.split(150)]))
+    results.append(torch.cat([pointwise_pair(part, first, second) for part in x.split(2)]))
     results.append(pointwise(pointwise(x, first), second))
     assert all(torch.equal(result, results[0]) for result in results)
 
@@ -157,7 +181,7 @@ def test_strided_rows(isa):
 def test_unpack():
     weight = randn(45, 7)
     packed, bias = pack(weight, None)
-    assert packed.shape == (2, 7, 32)
+    assert packed.shape == (4, 7, 16)
     assert torch.equal(unpack(packed, 45), weight)
     assert torch.equal(bias, torch.zeros(64))
 

@@ -11,7 +11,7 @@ DIRECT, FFT = 0, 1
 F32, BF16, F16 = 0, 1, 2
 OUT_OF_MEMORY = 2
 IDENTITY, RELU, GELU = 0, 1, 2
-PANEL = 32
+PANEL, COLUMNS = 16, 32
 FILTER_LANES = 16
 
 
@@ -81,7 +81,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     except OSError as error:
         return None, f"{path.name} does not load: {error}"
     problem = ctypes.POINTER(ProblemStruct)
-    layer, rows = ctypes.POINTER(LayerStruct), ctypes.c_int64
+    layer, sizes = ctypes.POINTER(LayerStruct), [ctypes.c_int64] * 2
     norm = ctypes.POINTER(NormStruct)
     pointer, text = ctypes.c_void_p, ctypes.c_char_p
     for name, result, arguments in (
@@ -90,8 +90,12 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         ("rk_spectrum_bytes", ctypes.c_size_t, [problem]),
         ("rk_prepare", ctypes.c_int, [problem, pointer, pointer]),
         ("rk_run", ctypes.c_int, [problem, *[pointer] * 5]),
-        ("rk_pointwise", ctypes.c_int, [layer, rows, *[pointer] * 3, ctypes.c_int]),
-        ("rk_pointwise_pair", ctypes.c_int, [layer, layer, rows, *[pointer] * 3, ctypes.c_int]),
+        ("rk_pointwise", ctypes.c_int, [layer, *sizes, *[pointer] * 3, ctypes.c_int]),
+        (
+            "rk_pointwise_pair",
+            ctypes.c_int,
+            [layer, layer, *sizes, *[pointer] * 3, ctypes.c_int],
+        ),
         ("rk_norm_forward", ctypes.c_int, [norm, *[pointer] * 4]),
         ("rk_norm_backward", ctypes.c_int, [norm, *[pointer] * 7]),
         ("rk_available_isas", text, []),

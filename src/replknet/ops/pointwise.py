@@ -2,8 +2,12 @@
 
 The native kernel keeps its sums in registers, and adds bias, activation and residual on their way
 to memory. Where it cannot run (another device or dtype, gradients wanted, no native core), the
-same function is made of PyTorch's operators. Each output is one sum in a fixed order: results do
-not depend on the batch or on the number of threads.
+same function is made of PyTorch's operators.
+
+Each output is one sum in a fixed order, or for large layers (512 channels to 512, say) on maps of
+an even number of pixels a fixed combination of shorter ones (Strassen's method, an eighth fewer
+multiply-adds). So the results of an image depend on nothing else in its batch, and not on the
+number of threads; but in the second case a value that is not finite spoils its neighbour's too.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ ACTIVATIONS: dict[Activation, int] = {
     "relu": _binary.RELU,
     "gelu": _binary.GELU,
 }
-PANEL = _binary.PANEL
+PANEL, COLUMNS = _binary.PANEL, _binary.COLUMNS
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,11 @@ class Layer:
 def pack(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Lay out a weight (out, in) as (panels, in, PANEL), and its bias as (panels * PANEL,).
 
-    The last panel is filled up with zeros; a missing bias is zero.
+    Both are filled up with zeros to a multiple of COLUMNS outputs; a missing bias is zero.
     """
     out_channels, in_channels = weight.shape
-    panels = -(-out_channels // PANEL)
-    missing = panels * PANEL - out_channels
-    packed = F.pad(weight.detach(), (0, 0, 0, missing)).reshape(panels, PANEL, in_channels)
+    missing = -out_channels % COLUMNS
+    packed = F.pad(weight.detach(), (0, 0, 0, missing)).reshape(-1, PANEL, in_channels)
     bias = weight.new_zeros(out_channels) if bias is None else bias.detach()
     return packed.transpose(1, 2).contiguous(), F.pad(bias, (0, missing))
 
@@ -167,7 +170,8 @@ def _run(
         output = torch.empty(size, dtype=torch.float32, memory_format=format)
     status = function(
         *structs,
-        x.numel() // x.shape[1],
+        x.shape[0],
+        x.shape[2:].numel(),
         x.data_ptr(),
         None if residual is None else residual.data_ptr(),
         output.data_ptr(),

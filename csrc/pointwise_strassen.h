@@ -1,0 +1,190 @@
+// Pointwise convolutions by Strassen's method in Winograd's form: the product of two matrices of 2 x 2 blocks as 7
+// products of blocks and 15 sums, for the 8 products of the definition.
+//
+// The blocks of the pixels are even and odd rows by the two halves of the input channels, those of the weight the halves
+// of its input by the halves of its output channels. So a pair of rows determines its own results, whatever the number
+// of rows and threads. See Douglas et al., GEMMW (1994), whose names of the sums these are.
+#pragma once
+
+#include "pointwise_tile.h"
+
+namespace RK_ISA {
+namespace pointwise {
+
+constexpr int kProducts = 7, kFormed = 4;
+constexpr int64_t kChunkRows = 128;  // of a thread, whose operands the third level cache holds
+
+// The left operands of the products: seven matrices of (pairs of rows, half of the channels).
+struct Operands {
+    float* data;
+    int64_t pairs, stride;
+    float* at(int product, int64_t pair) const { return data + (product * pairs + pair) * stride; }
+};
+static RK_INLINE int64_t operand_floats(int64_t pairs, int64_t channels) {
+    return kProducts * pairs * padded(channels / 2);
+}
+
+static RK_INLINE void store_operands(const Operands& left, int64_t pair, int64_t channel, const Vec a[2][2]) {
+    const Vec s1 = a[1][0] + a[1][1], s2 = s1 - a[0][0], s3 = a[0][0] - a[1][0], s4 = a[0][1] - s2;
+    const Vec operands[kProducts] = {a[0][0], a[0][1], s4, a[1][1], s1, s2, s3};
+    for (int i = 0; i < kProducts; i++) store(left.at(i, pair) + channel, operands[i]);
+}
+
+// The left operands of some pairs of rows, called by every thread of a parallel region; ends with a barrier.
+static void split_pixels(const float* input, int64_t channels, const Operands& left) {
+    const int64_t half = channels / 2;
+#pragma omp for
+    for (int64_t pair = 0; pair < left.pairs; pair++) {
+        const float *even = input + 2 * pair * channels, *odd = even + channels;
+        for (int64_t c = 0; c < half; c += kLanes) {
+            const Vec a[2][2] = {{load(even + c), load(even + half + c)}, {load(odd + c), load(odd + half + c)}};
+            store_operands(left, pair, c, a);
+        }
+    }
+}
+
+// Some input channels of the upper half and the same of the lower, by kTileColumns output channels from `column` on and
+// the same of the right half.
+struct Block {
+    const Product* p;
+    Span depth;
+    int64_t column;
+    Weights at(int lower, int right) const {
+        return weights_at(*p, depth.begin + lower * p->depth / 2, column + right * p->columns / 2);
+    }
+};
+static RK_INLINE Block block_at(const Product& p, int64_t index, int64_t column) {
+    return {&p, depth_block(p.depth / 2, index), column};
+}
+
+// Floats of one formed operand; five lines more, lest the four share their cache sets.
+constexpr int64_t kFormedFloats = kDepth * kTileColumns + 5 * kLine;
+
+// The right operands of a block: three of its parts where they are, and four that are formed of them.
+static void split_weights(const Block& block, float* formed, Weights right[kProducts]) {
+    const Weights b11 = block.at(0, 0), b12 = block.at(0, 1), b21 = block.at(1, 0), b22 = block.at(1, 1);
+    const int64_t floats = block.depth.size() * kPanel;
+    right[0] = b11, right[1] = b21, right[2] = b22;
+    for (int i = 0; i < kFormed; i++) right[kProducts - kFormed + i] = {formed + i * kFormedFloats, floats};
+    for (int64_t panel = 0; panel < kTileColumns / kPanel; panel++) {
+        const int64_t from = panel * b11.apart;
+        float* to = formed + panel * floats;
+        for (int64_t i = 0; i < floats; i += kLanes) {
+            const Vec right_upper = load(b12.data + from + i), right_lower = load(b22.data + from + i);
+            const Vec t1 = right_upper - load(b11.data + from + i), t2 = right_lower - t1;
+            const Vec t3 = right_lower - right_upper, t4 = t2 - load(b21.data + from + i);
+            store(to + i, t4);
+            store(to + kFormedFloats + i, t1);
+            store(to + 2 * kFormedFloats + i, t2);
+            store(to + 3 * kFormedFloats + i, t3);
+        }
+    }
+}
+
+// From the products of some pairs of rows to their results: outputs, or left operands of the next layer.
+static void join(const Product& p, Span pairs, int64_t column, const float* products, const Operands* next) {
+    const int64_t half = p.columns / 2, stride = pairs.size() * kTileColumns;
+    for (int64_t pair = pairs.begin; pair < pairs.end; pair++)
+        for (int64_t v = 0; v < kTileColumns; v += kLanes, products += kLanes) {
+            Vec m[kProducts];
+            for (int i = 0; i < kProducts; i++) m[i] = load(products + i * stride);
+            const Vec u2 = m[0] + m[5], u3 = u2 + m[6];
+            Vec c[2][2] = {{m[0] + m[1], u2 + m[4] + m[2]}, {u3 - m[3], u3 + m[4]}};
+            for (int row = 0; row < 2; row++)
+                for (int right = 0; right < 2; right++) {
+                    const int64_t channel = column + v + right * half;
+                    Vec& value = c[row][right];
+                    value = activated(p, value + load(p.bias + channel));
+                    if (next) continue;
+                    const int64_t at = (2 * pair + row) * p.output_stride + channel;
+                    store(p.output + at, p.residual ? value + load(p.residual + at) : value);
+                }
+            if (next) store_operands(*next, pair, column + v, c);
+        }
+}
+
+// Floats that one thread needs for `compute_pairs`: formed right operands, and the seven products.
+static RK_INLINE int64_t pairs_floats(int64_t pairs) {
+    return kFormed * kFormedFloats + kProducts * pairs * kTileColumns;
+}
+
+// The results of some pairs of rows for kTileColumns channels of each half, before the calling thread goes on to
+// `then`. `own` holds pairs_floats(pairs).
+static void compute_pairs(const Product& p, const Operands& left, Span pairs, int64_t column, const Block& then,
+                          float* own, const Operands* next) {
+    alignas(64) static const float zeros[kTileColumns] = {};
+    float* products = own + kFormed * kFormedFloats;
+    const int64_t blocks = depth_blocks(p.depth / 2), tiles = ceil_div(pairs.size(), kTileRows);
+    for (int64_t b = 0; b < blocks; b++) {
+        const Block block = block_at(p, b, column), upcoming = b + 1 < blocks ? block_at(p, b + 1, column) : then;
+        Weights right[kProducts];
+        split_weights(block, own, right);
+        for (int i = 0; i < kProducts; i++) {
+            const int part_to_fetch = i - (kProducts - 4);
+            const Weights fetched = upcoming.at(part_to_fetch >> 1, part_to_fetch & 1);
+            for (int64_t t = 0; t < tiles; t++) {
+                const Span tile = part(pairs.size(), tiles, t);
+                const Span rows = {2 * (pairs.begin + tile.begin), 2 * (pairs.begin + tile.end)};
+                for (int panel = 0; part_to_fetch >= 0 && panel < kTileColumns / kPanel; panel++)
+                    fetch_share(fetched.data + panel * fetched.apart, upcoming.depth.size(), t, tiles);
+                for (int half = 0; half < 2 && !next && i == kProducts - 1 && b + 1 == blocks; half++)
+                    fetch_output(p, rows, column + half * p.columns / 2);
+                float* sums = products + (i * pairs.size() + tile.begin) * kTileColumns;
+                const Pixels pixels = {left.at(i, pairs.begin + tile.begin) + block.depth.begin, left.stride};
+                multiply_rows(tile.size(), pixels, right[i], block.depth.size(),
+                              b ? Start{sums, kTileColumns} : Start{zeros, 0}, sums);
+            }
+        }
+    }
+    join(p, pairs, column, products, next);
+}
+
+// The whole product, called by every thread of a parallel region; ends with a barrier. `then` is the product after it.
+static void compute_all_pairs(const Product& p, const Operands& left, const Product& then, int threads, float* own,
+                              const Operands* next = nullptr) {
+    const int64_t strips = p.columns / 2 / kTileColumns, tiles = ceil_div(left.pairs, kTileRows);
+    const int64_t parts = smaller(tiles, ceil_div(4 * threads, strips));
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < strips * parts; i++) {
+        const int64_t upcoming = (i + threads) / parts;
+        const Block block = upcoming < strips ? block_at(p, 0, upcoming * kTileColumns) : block_at(then, 0, 0);
+        compute_pairs(p, left, part(left.pairs, parts, i % parts), i / parts * kTileColumns, block, own, next);
+    }
+}
+
+// Whether it is faster, for maps of so many pixels; measured. Nothing else decides, lest results depend on the batch.
+static bool strassen_pays(const rk_layer& layer, int64_t pixels) {
+    const bool fits = pixels % 2 == 0 && layer.in_channels % 32 == 0 && layer.out_channels % 64 == 0;
+    return fits && pixels >= 96 && layer.in_channels * layer.out_channels >= 512 * 512;
+}
+
+// One product, or two of which the second reads what the first writes.
+static int by_strassen(const Product& first, const Product* second, int64_t rows, int threads) {
+    const Product& last = second ? *second : first;
+    const int64_t chunks = ceil_div(rows, kChunkRows * larger(threads, 2)), most = ceil_div(rows / 2, chunks);
+    const int64_t own = pairs_floats(most), input = operand_floats(most, first.depth);
+    float* workspace = allocate(own * threads + input + (second ? operand_floats(most, second->depth) : 0));
+    if (!workspace) return RK_OUT_OF_MEMORY;
+#pragma omp parallel num_threads(threads)
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        float *mine = workspace + omp_get_thread_num() * own, *operands = workspace + threads * own;
+        const Span pairs = part(rows / 2, chunks, chunk);
+        const Operands left = {operands, pairs.size(), padded(first.depth / 2)};
+        Product down = last;
+        down.output += 2 * pairs.begin * last.output_stride;
+        if (last.residual) down.residual += 2 * pairs.begin * last.output_stride;
+        split_pixels(first.input + 2 * pairs.begin * first.depth, first.depth, left);
+        if (second) {
+            const Operands hidden = {operands + input, pairs.size(), padded(second->depth / 2)};
+            compute_all_pairs(first, left, down, threads, mine, &hidden);
+            compute_all_pairs(down, hidden, first, threads, mine);
+        } else {
+            compute_all_pairs(down, left, first, threads, mine);
+        }
+    }
+    free(workspace);
+    return RK_OK;
+}
+
+}  // namespace pointwise
+}  // namespace RK_ISA
