@@ -13,6 +13,7 @@ namespace pointwise {
 
 constexpr int kProducts = 7, kFormed = 4;
 constexpr int64_t kChunkRows = 128;  // of a thread, whose operands the third level cache holds
+constexpr int64_t kPairsAhead = 4;   // whose memory `join` fetches; rows a power of two apart leave no room for more
 
 // The left operands of the products: seven matrices of (pairs of rows, half of the channels).
 struct Operands {
@@ -81,10 +82,23 @@ static void split_weights(const Block& block, float* formed, Weights right[kProd
     }
 }
 
+// Brings what `join` will write for a pair, and the residual, into the first level cache.
+static RK_INLINE void fetch_pair(const Product& p, int64_t pair, int64_t column, const Operands* next) {
+    if (next) {
+        for (int i = 0; i < kProducts; i++)
+            for (int64_t c = 0; c < kTileColumns; c += kLine) __builtin_prefetch(next->at(i, pair) + column + c, 1);
+    } else {
+        const Span rows = {2 * pair, 2 * pair + 2};
+        for (int right = 0; right < 2; right++) fetch_output(p, rows, column + right * p.columns / 2);
+    }
+}
+
 // From the products of some pairs of rows to their results: outputs, or left operands of the next layer.
 static void join(const Product& p, Span pairs, int64_t column, const float* products, const Operands* next) {
     const int64_t half = p.columns / 2, stride = pairs.size() * kTileColumns;
-    for (int64_t pair = pairs.begin; pair < pairs.end; pair++)
+    for (int64_t pair = pairs.begin - kPairsAhead; pair < pairs.end; pair++) {
+        if (pair + kPairsAhead < pairs.end) fetch_pair(p, pair + kPairsAhead, column, next);
+        if (pair < pairs.begin) continue;
         for (int64_t v = 0; v < kTileColumns; v += kLanes, products += kLanes) {
             Vec m[kProducts];
             for (int i = 0; i < kProducts; i++) m[i] = load(products + i * stride);
@@ -101,6 +115,25 @@ static void join(const Product& p, Span pairs, int64_t column, const float* prod
                 }
             if (next) store_operands(*next, pair, column + v, c);
         }
+    }
+}
+
+// products = left @ right over `depth` channels, or that much more. Meanwhile brings some weights, of as many input
+// channels, into the second level cache.
+static void multiply_pairs(Pixels left, int64_t pairs, Weights right, int64_t depth, bool add, float* products,
+                           const Weights* upcoming, int64_t upcoming_depth) {
+    alignas(64) static const float zeros[kTileColumns] = {};
+    const int64_t tiles = ceil_div(pairs, kTileRows), lines = upcoming ? ceil_div(upcoming_depth, tiles) : 0;
+    const float* line = upcoming ? upcoming->data : nullptr;
+    for (int64_t t = 0; t < tiles; t++) {
+        for (int64_t l = 0; l < lines; l++, line += kLine)
+            for (int panel = 0; panel < kTileColumns / kPanel; panel++)
+                __builtin_prefetch(line + panel * upcoming->apart, 0, 2);
+        const int64_t height = pairs / tiles + (t < pairs % tiles);
+        multiply_rows(height, left, right, depth, add ? Start{products, kTileColumns} : Start{zeros, 0}, products);
+        left.data += height * left.stride;
+        products += height * kTileColumns;
+    }
 }
 
 // Floats that one thread needs for `compute_pairs`: formed right operands, and the seven products.
@@ -112,28 +145,19 @@ static RK_INLINE int64_t pairs_floats(int64_t pairs) {
 // `then`. `own` holds pairs_floats(pairs).
 static void compute_pairs(const Product& p, const Operands& left, Span pairs, int64_t column, const Block& then,
                           float* own, const Operands* next) {
-    alignas(64) static const float zeros[kTileColumns] = {};
     float* products = own + kFormed * kFormedFloats;
-    const int64_t blocks = depth_blocks(p.depth / 2), tiles = ceil_div(pairs.size(), kTileRows);
+    const int64_t blocks = depth_blocks(p.depth / 2);
     for (int64_t b = 0; b < blocks; b++) {
         const Block block = block_at(p, b, column), upcoming = b + 1 < blocks ? block_at(p, b + 1, column) : then;
         Weights right[kProducts];
         split_weights(block, own, right);
         for (int i = 0; i < kProducts; i++) {
-            const int part_to_fetch = i - (kProducts - 4);
-            const Weights fetched = upcoming.at(part_to_fetch >> 1, part_to_fetch & 1);
-            for (int64_t t = 0; t < tiles; t++) {
-                const Span tile = part(pairs.size(), tiles, t);
-                const Span rows = {2 * (pairs.begin + tile.begin), 2 * (pairs.begin + tile.end)};
-                for (int panel = 0; part_to_fetch >= 0 && panel < kTileColumns / kPanel; panel++)
-                    fetch_share(fetched.data + panel * fetched.apart, upcoming.depth.size(), t, tiles);
-                for (int half = 0; half < 2 && !next && i == kProducts - 1 && b + 1 == blocks; half++)
-                    fetch_output(p, rows, column + half * p.columns / 2);
-                float* sums = products + (i * pairs.size() + tile.begin) * kTileColumns;
-                const Pixels pixels = {left.at(i, pairs.begin + tile.begin) + block.depth.begin, left.stride};
-                multiply_rows(tile.size(), pixels, right[i], block.depth.size(),
-                              b ? Start{sums, kTileColumns} : Start{zeros, 0}, sums);
-            }
+            const int quarter = i - (kProducts - 4);  // of the upcoming block, fetched during the last four products
+            const Weights fetched = upcoming.at(quarter >> 1, quarter & 1);
+            const Pixels pixels = {left.at(i, pairs.begin) + block.depth.begin, left.stride};
+            multiply_pairs(pixels, pairs.size(), right[i], block.depth.size(), b > 0,
+                           products + i * pairs.size() * kTileColumns, quarter < 0 ? nullptr : &fetched,
+                           upcoming.depth.size());
         }
     }
     join(p, pairs, column, products, next);
