@@ -151,6 +151,32 @@ int rk_pointwise_pair(const rk_layer* first, const rk_layer* second, int64_t ima
     return kernels().pointwise_pair(first, second, images, pixels, input, residual, output, threads);
 }
 
+// `maps` holds two of the widest map inside a block.
+static int run_block(const rk_block& block, int64_t images, int64_t pixels, const float* input, float* output,
+                     float* maps, int threads) {
+    if (!block.large_kernel)
+        return rk_pointwise_pair(&block.first, &block.second, images, pixels, input, input, output, threads);
+    float* const convolved = maps + images * pixels * block.first.out_channels;
+    int status = rk_pointwise(&block.first, images, pixels, input, nullptr, maps, threads);
+    if (!status) status = rk_run(block.large_kernel, maps, block.filters, block.spectra, block.bias, convolved);
+    return status ? status : rk_pointwise(&block.second, images, pixels, convolved, input, output, threads);
+}
+
+int rk_blocks(const rk_block* blocks, int64_t count, int64_t images, int64_t pixels, const float* input, float* output,
+              int threads) {
+    int64_t widest = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (blocks[i].large_kernel) widest = std::max(widest, blocks[i].first.out_channels);
+    const size_t bytes = round_up(2 * sizeof(float) * images * pixels * widest);
+    float* maps = bytes ? static_cast<float*>(std::aligned_alloc(64, bytes)) : nullptr;
+    if (bytes && !maps) return RK_OUT_OF_MEMORY;
+    int status = RK_OK;
+    for (int64_t i = 0; i < count && !status; i++)
+        status = run_block(blocks[i], images, pixels, i ? output : input, output, maps, threads);
+    std::free(maps);
+    return status;
+}
+
 int rk_norm_forward(const rk_norm* norm, const float* input, float* mean, float* variance, float* output) {
     return kernels().norm_forward(norm, input, mean, variance, output);
 }

@@ -80,6 +80,21 @@ RK_API int rk_pointwise(const rk_layer* layer, int64_t images, int64_t pixels, c
 RK_API int rk_pointwise_pair(const rk_layer* first, const rk_layer* second, int64_t images, int64_t pixels,
                              const float* input, const float* residual, float* output, int threads);
 
+/* A residual block: second(large_kernel(first(x))) + x, or second(first(x)) + x where `large_kernel` is NULL. The large
+ * kernel is a forward problem of the images in channels-last order that keeps their size; `filters`, `spectra` and `bias`
+ * are what rk_run takes. */
+typedef struct rk_block {
+    rk_layer first, second;
+    const rk_problem* large_kernel;
+    float* filters;
+    const void* spectra;
+    const float* bias;
+} rk_block;
+
+/* The blocks one after the other, at least one; input and output are (images, pixels, channels). */
+RK_API int rk_blocks(const rk_block* blocks, int64_t count, int64_t images, int64_t pixels, const float* input,
+                     float* output, int threads);
+
 /* Batch norm of contiguous float32 rows (pixels) with the statistics of all rows, and the activation behind it. `weight`
  * and `bias`, of a value for each channel, may be NULL for ones and zeros. rows >= 1. */
 typedef struct rk_norm {

@@ -9,13 +9,15 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.testing import assert_close
 from toy_networks import randomize
 
-from replknet.deploy import compare, fuse, reparameterize
+from replknet.deploy import compare, fuse, reparameterize, replacement
 from replknet.deploy.optimize import optimization_report, optimize
 from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
 from replknet.models.replknet import RepLKNet
-from replknet.ops import _binary
+from replknet.ops import _binary, use
+from replknet.ops.blocks import run_blocks
 
 NATIVE = _binary.library is not None
 pytestmark = pytest.mark.skipif(not NATIVE, reason="there is no native core")
@@ -119,6 +121,40 @@ def test_a_stage_leaves_its_input_alone():
     before = x.clone()
     assert_same(stage, fast, x)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "fft"])
+def test_a_stage_is_one_native_call_with_the_results_of_its_blocks(algorithm, monkeypatch):
+    stage = optimize(network()).stages[1]
+    x = torch.randn(3, 40, 9, 8)
+    with use(algorithm), torch.no_grad():
+        expected = x
+        for block in stage.blocks:
+            expected = block(expected)
+        calls = []
+        monkeypatch.setattr(
+            replacement, "run_blocks", lambda x, blocks: calls.append(x) or run_blocks(x, blocks)
+        )
+        assert torch.equal(stage(x), expected)
+        assert len(calls) == 1
+        assert stage(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_stage_calls_its_blocks_where_one_has_hooks_or_is_not_native():
+    stage = optimize(network()).stages[1]
+    x = torch.randn(1, 40, 9, 8)
+    with torch.no_grad():
+        expected = stage(x)
+        for watched in (stage.blocks[0].pw2, stage.blocks[1], stage.blocks[1].mlp):
+            seen = []
+            handle = watched.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+            assert torch.equal(stage(x), expected)
+            assert len(seen) == 1
+            handle.remove()
+        with use("torch"):
+            assert_close(stage(x), expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"got \(1, 41, 9, 8\)"):
+        stage(torch.randn(1, 41, 9, 8))
 
 
 def test_copies_and_pickles():

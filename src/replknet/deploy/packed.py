@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from replknet.ops import depthwise_conv2d, depthwise_conv2d_relu
-from replknet.ops.arguments import four_sides, layout_of, make_problem, pair
+from replknet.ops.arguments import four_sides, make_problem, pair
+from replknet.ops.blocks import LargeKernel, large_kernel
 from replknet.ops.choose import requested
 from replknet.ops.native import isa
 from replknet.ops.pointwise import (
@@ -130,6 +131,12 @@ class FrozenDepthwiseConv2d(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         return self._prepare(x)(x, self.bias, self.relu)
 
+    def native(self, x: Tensor) -> LargeKernel | None:
+        """What ``run_blocks`` computes instead of this module, for maps like ``x``, if it can."""
+        if not self._is_native(x):
+            return None
+        return large_kernel(self._prepare(x), x.shape[0], self.bias, self.relu)
+
     def _is_native(self, x: Tensor) -> bool:
         fits = x.dim() == 4 and x.shape[1] == self.channels and x.numel() > 0
         return fits and not (why_not_native(x, self.filters) or self.filters.is_inference())
@@ -147,7 +154,7 @@ class FrozenDepthwiseConv2d(nn.Module):
                 self.padding,
                 self.dilation,
                 x.dtype,
-                layout_of(x),
+                "NHWC",
                 x.device.type,
             )
             prepared = prepare_forward(problem, filters)

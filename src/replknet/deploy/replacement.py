@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 from timm.layers import Mlp
 from timm.layers.activations import GELU
@@ -13,7 +13,8 @@ from replknet.deploy.folding import is_convolution, is_linear
 from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
 from replknet.models.replknet import ConvFFN, RepLKBlock, RepLKNetStage
 from replknet.nn.norm import has_hooks
-from replknet.ops.pointwise import Activation
+from replknet.ops.blocks import Block, run_blocks
+from replknet.ops.pointwise import Activation, Layer, why_not_native
 
 
 class PackedRepLKBlock(nn.Module):
@@ -29,6 +30,15 @@ class PackedRepLKBlock(nn.Module):
         """``overwrite`` gives up ``x``: its memory may become the result's."""
         return self.pw2(self.large_kernel(self.pw1(x)), x, overwrite)
 
+    def native(self, x: Tensor) -> Block | None:
+        """What ``run_blocks`` computes instead of this module, for maps like ``x``, if it can."""
+        first, second = self.pw1.layer, self.pw2.layer
+        watched = any(map(has_hooks, (self, self.pw1, self.large_kernel, self.pw2)))
+        if watched or not _suits(x, first, second):
+            return None
+        kernel = self.large_kernel.native(x)
+        return None if kernel is None else Block(first, second, kernel)
+
 
 class PackedConvFFN(nn.Module):
     """``x + pw2(gelu(pw1(x)))``; the convolutions of a fused ``ConvFFN``."""
@@ -41,19 +51,49 @@ class PackedConvFFN(nn.Module):
         """``overwrite`` gives up ``x``: its memory may become the result's."""
         return self.mlp(x, x, overwrite)
 
+    def native(self, x: Tensor) -> Block | None:
+        """What ``run_blocks`` computes instead of this module, for maps like ``x``, if it can."""
+        first, second = self.mlp.first.layer, self.mlp.second.layer
+        watched = has_hooks(self) or has_hooks(self.mlp)
+        return None if watched or not _suits(x, first, second) else Block(first, second)
+
 
 class PackedRepLKNetStage(nn.Module):
-    """Blocks of which each but the first writes over what it is given."""
+    """Blocks of which each but the first writes over what it is given.
 
-    def __init__(self, blocks: list[nn.Module], norm: nn.Module) -> None:
+    One native call computes them all, unless one of them has hooks or cannot run there.
+    """
+
+    blocks: nn.ModuleList
+
+    def __init__(self, blocks: list[PackedRepLKBlock | PackedConvFFN], norm: nn.Module) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm  # applied by the network, as that of ``RepLKNetStage``
 
     def forward(self, x: Tensor) -> Tensor:
+        blocks = self._native(x)
+        if blocks:
+            return run_blocks(x, blocks)
         for place, block in enumerate(self.blocks):
             x = block(x, overwrite=place > 0)
         return x
+
+    def _native(self, x: Tensor) -> list[Block]:
+        """What ``run_blocks`` takes for all blocks; empty if it cannot compute one of them."""
+        found: list[Block] = []
+        for block in self.blocks:
+            native = cast(PackedRepLKBlock | PackedConvFFN, block).native(x)
+            if native is None:
+                return []
+            found.append(native)
+        return found
+
+
+def _suits(x: Tensor, first: Layer, second: Layer) -> bool:
+    """Whether a residual block of these layers can run natively on ``x``."""
+    fits = x.dim() == 4 and x.shape[1] == first.in_channels == second.out_channels
+    return fits and x.numel() > 0 and not why_not_native(x, first.weight, second.weight)
 
 
 def replacement(module: nn.Module) -> nn.Module | None:
@@ -139,7 +179,7 @@ def _unit(unit: nn.Sequential) -> list[nn.Module]:
 def _stage(stage: RepLKNetStage) -> nn.Module | None:
     blocks = [replacement(block) for block in stage.blocks]
     packed = [block for block in blocks if isinstance(block, (PackedRepLKBlock, PackedConvFFN))]
-    return PackedRepLKNetStage(list(packed), stage.norm) if len(packed) == len(blocks) else None
+    return PackedRepLKNetStage(packed, stage.norm) if len(packed) == len(blocks) else None
 
 
 def _replk_block(block: RepLKBlock) -> nn.Module | None:

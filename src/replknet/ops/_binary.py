@@ -56,6 +56,19 @@ class LayerStruct(ctypes.Structure):
     ]
 
 
+class BlockStruct(ctypes.Structure):
+    """``rk_block`` of csrc/replknet_core.h."""
+
+    _fields_ = [
+        ("first", LayerStruct),
+        ("second", LayerStruct),
+        ("large_kernel", ctypes.POINTER(ProblemStruct)),
+        ("filters", ctypes.c_void_p),
+        ("spectra", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    ]
+
+
 class NormStruct(ctypes.Structure):
     """``rk_norm`` of csrc/replknet_core.h."""
 
@@ -95,6 +108,11 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             "rk_pointwise_pair",
             ctypes.c_int,
             [layer, layer, *sizes, *[pointer] * 3, ctypes.c_int],
+        ),
+        (
+            "rk_blocks",
+            ctypes.c_int,
+            [ctypes.POINTER(BlockStruct), ctypes.c_int64, *sizes, *[pointer] * 2, ctypes.c_int],
         ),
         ("rk_norm_forward", ctypes.c_int, [norm, *[pointer] * 4]),
         ("rk_norm_backward", ctypes.c_int, [norm, *[pointer] * 7]),

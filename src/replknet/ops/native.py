@@ -107,9 +107,13 @@ class NativeAlgorithm:
             )
         output = _empty_output(problem)
         bias = None if bias is None else _float32(bias)
-        struct = _struct(problem, self._code, torch.get_num_threads(), relu, packed=True)
+        struct = self.prepared_struct(problem, relu)
         self._run(struct, problem, input, filters.packed, filters.spectra, bias, output)
         return output
+
+    def prepared_struct(self, problem: Problem, relu: bool) -> _binary.ProblemStruct:
+        """The problem of ``forward_prepared``, for tensors in its layout."""
+        return _struct(problem, self._code, torch.get_num_threads(), relu, packed=True)
 
     def grad_input(self, problem: Problem, grad_output: Tensor, weight: Tensor) -> Tensor:
         size = (problem.batch, problem.channels, problem.height, problem.width)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from replknet.ops import _binary
+from replknet.ops.algorithm import Algorithm
 from replknet.ops.choose import choose
-from replknet.ops.native import NativeAlgorithm
+from replknet.ops.native import NativeAlgorithm, PreparedFilters
 from replknet.ops.problem import Problem
 from replknet.ops.trim import trim
 
-Forward = Callable[[Tensor, Tensor | None, bool], Tensor]
-"""From the input, in the problem's layout, the bias and whether to clamp at zero, the output."""
 FILTER_LANES = _binary.FILTER_LANES
 
 
@@ -37,24 +36,38 @@ def unpack_filters(packed: Tensor, channels: int) -> Tensor:
     return packed.permute(0, 3, 1, 2).flatten(0, 1)[:channels, None]
 
 
+@dataclass(frozen=True)
+class Forward:
+    """A forward pass whose filters do not change, for any batch."""
+
+    problem: Problem
+    algorithm: Algorithm
+    filters: PreparedFilters | Tensor
+    """As a native algorithm prepared them, or (C, 1, Kh, Kw)."""
+
+    def __call__(self, input: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+        """The output of an input in the problem's layout; ``relu`` clamps it at zero."""
+        problem = self.for_batch(input.shape[0])
+        if isinstance(self.filters, PreparedFilters):
+            native = cast(NativeAlgorithm, self.algorithm)
+            return native.forward_prepared(problem, input, self.filters, bias, relu)
+        return self.algorithm.forward(problem, input, self.filters, bias, relu)
+
+    def for_batch(self, batch: int) -> Problem:
+        return _for(self.problem, batch)
+
+
 def prepare_forward(problem: Problem, filters: Tensor) -> Forward:
     """Fastest forward pass of ``problem`` with packed filters.
 
-    The result is valid for any batch and as long as the filters do not change. It holds their
-    spectra where the algorithm has some.
+    It holds their spectra where the algorithm has some.
     """
     problem, taps = trim(problem)
     filters = filters[:, taps.top : taps.bottom, taps.left : taps.right].contiguous()
     algorithm = choose(problem)
     if isinstance(algorithm, NativeAlgorithm):
-        prepared = algorithm.prepare(problem, filters)
-        return lambda input, bias, relu: algorithm.forward_prepared(
-            _for(problem, input.shape[0]), input, prepared, bias, relu
-        )
-    weight = unpack_filters(filters, problem.channels)
-    return lambda input, bias, relu: algorithm.forward(
-        _for(problem, input.shape[0]), input, weight, bias, relu
-    )
+        return Forward(problem, algorithm, algorithm.prepare(problem, filters))
+    return Forward(problem, algorithm, unpack_filters(filters, problem.channels))
 
 
 @lru_cache(maxsize=4096)

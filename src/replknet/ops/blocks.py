@@ -1,0 +1,87 @@
+"""Residual blocks of large-kernel networks, many in one native call.
+
+Between two layers the caches hold weights and pixels, and Python finds nothing of its own there: a
+layer called from it costs several times what it costs in a loop of nothing else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from replknet.ops import _binary
+from replknet.ops.native import NativeAlgorithm, PreparedFilters
+from replknet.ops.pointwise import Layer
+from replknet.ops.prepared import Forward
+
+
+@dataclass(frozen=True)
+class LargeKernel:
+    """A depthwise convolution that keeps the size of its map, with bias and optional ReLU."""
+
+    struct: _binary.ProblemStruct
+    filters: PreparedFilters
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Block:
+    """``second(large_kernel(first(x))) + x``; ``second(first(x)) + x`` if there is no large kernel."""
+
+    first: Layer
+    second: Layer
+    large_kernel: LargeKernel | None = None
+
+    def struct(self) -> _binary.BlockStruct:
+        block = _binary.BlockStruct(self.first.struct(), self.second.struct())
+        if (kernel := self.large_kernel) is not None:
+            filters, spectra, bias = kernel.filters.packed, kernel.filters.spectra, kernel.bias
+            block.large_kernel = ctypes.pointer(kernel.struct)
+            block.filters = filters.data_ptr()
+            block.spectra = None if spectra is None else spectra.data_ptr()
+            block.bias = None if bias is None else bias.data_ptr()
+        return block
+
+
+def large_kernel(
+    forward: Forward, batch: int, bias: Tensor | None, relu: bool
+) -> LargeKernel | None:
+    """One for ``run_blocks``, if its algorithm is native and it keeps the size of the map."""
+    problem = forward.for_batch(batch)
+    if not isinstance(forward.filters, PreparedFilters):
+        return None
+    if problem.output_size != (problem.height, problem.width):
+        return None
+    native = cast(NativeAlgorithm, forward.algorithm)
+    return LargeKernel(native.prepared_struct(problem, relu), forward.filters, bias)
+
+
+def run_blocks(x: Tensor, blocks: Sequence[Block]) -> Tensor:
+    """The blocks, at least one, after each other.
+
+    Args:
+        x: (N, C, H, W), float32, on the CPU; the result has its size and channels_last memory.
+        blocks: Their layers suit ``x`` and the native core (``pointwise.why_not_native``).
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    output = torch.empty_like(x)
+    structs = (_binary.BlockStruct * len(blocks))(*(block.struct() for block in blocks))
+    status = cast(ctypes.CDLL, _binary.library).rk_blocks(
+        structs,
+        len(blocks),
+        x.shape[0],
+        x.shape[2:].numel(),
+        x.data_ptr(),
+        output.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if status == _binary.OUT_OF_MEMORY:
+        raise MemoryError("the native core could not allocate its workspace")
+    if status:
+        raise NotImplementedError("the native core does not support these blocks")
+    return output
