@@ -31,7 +31,7 @@ class LargeKernel:
 
 @dataclass(frozen=True)
 class Block:
-    """``second(large_kernel(first(x))) + x``; ``second(first(x)) + x`` if there is no large kernel."""
+    """``second(large_kernel(first(x))) + x``; if there is no large kernel, without it."""
 
     first: Layer
     second: Layer
