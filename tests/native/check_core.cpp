@@ -366,6 +366,34 @@ double pointwise_error() {
     return largest ? worst / largest : worst;
 }
 
+// How far a block with a large kernel and one without are from what their layers compute one by one: not at all.
+double blocks_error() {
+    const int64_t images = pick(1, 3), side = pick(1, 9), channels = pick(1, 40), size = images * side * side * channels;
+    const int threads = pick(1, 3), kernel = 2 * pick(0, 6) + 1;
+    Layer pw1(channels, channels, RK_RELU), pw2(channels, channels, RK_IDENTITY);
+    Layer up(channels, pick(1, 80), RK_GELU), down(up.outputs, channels, RK_IDENTITY);
+    Floats filters(channels * kernel * kernel), bias(channels), x(size), y(size), a(size), b(size), expected(size);
+    rk_problem p = {};
+    p.batch = images, p.channels = channels, p.in_h = p.in_w = p.out_h = p.out_w = side;
+    const int64_t stride[4] = {side * side * channels, 1, side * channels, channels};
+    std::copy(stride, stride + 4, p.input_stride), std::copy(stride, stride + 4, p.output_stride);
+    p.kernel_h = p.kernel_w = kernel, p.pad_top = p.pad_left = kernel / 2;
+    p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = p.relu = 1, p.threads = threads;
+    const rk_layer first = pw1.native(), second = pw2.native(), third = up.native(), fourth = down.native();
+    const rk_block blocks[2] = {{first, second, &p, filters.data(), nullptr, bias.data()},
+                                {third, fourth, nullptr, nullptr, nullptr, nullptr}};
+    const int64_t pixels = side * side;
+    if (rk_blocks(blocks, 2, images, pixels, x.data(), y.data(), threads) ||
+        rk_pointwise(&first, images, pixels, x.data(), nullptr, a.data(), threads) ||
+        rk_run(&p, a.data(), filters.data(), nullptr, bias.data(), b.data()) ||
+        rk_pointwise(&second, images, pixels, b.data(), x.data(), expected.data(), threads) ||
+        rk_pointwise_pair(&third, &fourth, images, pixels, expected.data(), expected.data(), expected.data(), threads))
+        return INFINITY;
+    double worst = 0;
+    for (int64_t i = 0; i < size; i++) worst = std::max(worst, std::abs(double(y.at(i)) - expected.at(i)));
+    return worst;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -393,6 +421,7 @@ int main(int argc, char** argv) {
         };
         check_all("batch norms", norm_error, 2e-5);
         check_all("pointwise", pointwise_error, 5e-6);
+        check_all("blocks", blocks_error, 0);
         failures += check.failures + (check.runs[RK_DIRECT] < problems / 3);
     }
     return failures ? 1 : 0;
