@@ -25,6 +25,7 @@ static Product product(const rk_layer& layer, int64_t rows, const float* input, 
 static int one(const rk_layer* layer, int64_t images, int64_t pixels, const float* input, const float* residual,
                float* output, int threads) {
     const int64_t rows = images * pixels;
+    if (!rows) return RK_OK;
     const Product p = product(*layer, rows, input, residual, output);
     return strassen_pays(*layer, pixels) ? by_strassen(p, nullptr, rows, threads) : one_by_rows(p, rows, threads);
 }
@@ -32,6 +33,7 @@ static int one(const rk_layer* layer, int64_t images, int64_t pixels, const floa
 static int pair(const rk_layer* first, const rk_layer* second, int64_t images, int64_t pixels, const float* input,
                 const float* residual, float* output, int threads) {
     const int64_t rows = images * pixels;
+    if (!rows) return RK_OK;
     const Product up = product(*first, rows, input, nullptr, nullptr);
     const Product down = product(*second, rows, nullptr, residual, output);
     if (strassen_pays(*first, pixels) && strassen_pays(*second, pixels)) return by_strassen(up, &down, rows, threads);

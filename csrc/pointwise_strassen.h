@@ -153,7 +153,7 @@ static void compute_pairs(const Product& p, const Operands& left, Span pairs, in
         split_weights(block, own, right);
         for (int i = 0; i < kProducts; i++) {
             const int quarter = i - (kProducts - 4);  // of the upcoming block, fetched during the last four products
-            const Weights fetched = upcoming.at(quarter >> 1, quarter & 1);
+            const Weights fetched = quarter < 0 ? Weights{} : upcoming.at(quarter / 2, quarter % 2);
             const Pixels pixels = {left.at(i, pairs.begin) + block.depth.begin, left.stride};
             multiply_pairs(pixels, pairs.size(), right[i], block.depth.size(), b > 0,
                            products + i * pairs.size() * kTileColumns, quarter < 0 ? nullptr : &fetched,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from replknet.ops import _binary
-from replknet.ops.native import NativeAlgorithm, PreparedFilters
+from replknet.ops.native import NativeAlgorithm, PreparedFilters, check
 from replknet.ops.pointwise import Layer
 from replknet.ops.prepared import Forward
 
@@ -80,8 +80,5 @@ def run_blocks(x: Tensor, blocks: Sequence[Block]) -> Tensor:
         output.data_ptr(),
         torch.get_num_threads(),
     )
-    if status == _binary.OUT_OF_MEMORY:
-        raise MemoryError("the native core could not allocate its workspace")
-    if status:
-        raise NotImplementedError("the native core does not support these blocks")
+    check(status)
     return output

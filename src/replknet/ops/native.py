@@ -85,7 +85,7 @@ class NativeAlgorithm:
         if not size:
             return PreparedFilters(packed, None, isa())
         spectra = torch.empty(size // 4, dtype=torch.float32)  # PyTorch aligns to 64 bytes
-        _check(_library().rk_prepare(struct, packed.data_ptr(), spectra.data_ptr()))
+        check(_library().rk_prepare(struct, packed.data_ptr(), spectra.data_ptr()))
         return PreparedFilters(packed, spectra, isa())
 
     def forward_prepared(
@@ -151,7 +151,7 @@ class NativeAlgorithm:
             output.data_ptr(),
         )
         if status:
-            _check(status)
+            check(status)
 
 
 @lru_cache(maxsize=4096)
@@ -229,7 +229,7 @@ def _library() -> ctypes.CDLL:
     return _binary.library
 
 
-def _check(status: int) -> None:
+def check(status: int) -> None:
     if status == _binary.OUT_OF_MEMORY:
         raise MemoryError("the native core could not allocate its workspace")
     if status:
