@@ -4,6 +4,7 @@
 #include "direct_convolve.h"
 #include "direct_correlate.h"
 #include "direct_full.h"
+#include "direct_pixels.h"
 #include "direct_rows.h"
 
 namespace RK_ISA {
@@ -16,6 +17,7 @@ static bool supports(const rk_problem& p) {
 static size_t workspace_bytes(const rk_problem& p) {
     if (p.pass == RK_GRAD_WEIGHT) return weight_workspace(weight_plan(p));
     if (suits_full(p)) return full_workspace(p);
+    if (suits_pixels(p)) return pixels_workspace(p);
     Call call = {};
     call.problem = &p;
     return tile_workspace(source(call));
@@ -29,6 +31,8 @@ static void run(const Call& call) {
         run_weight_gradient(call);
     else if (suits_full(p))
         run_full(call);
+    else if (suits_pixels(p))
+        run_pixels(call);
     else if (suits_rows(p) && !p.packed_weight)
         run_rows(call);
     else

@@ -17,9 +17,6 @@ static bool is_packed(const Image& image) {
     return image.dtype == RK_F32 && image.c == 1 && image.channels == kLanes;
 }
 
-// Filters of few columns use an input too rarely to pay for a packed copy.
-static bool is_narrow(int64_t taps) { return taps == 3 || taps == 5 || taps == 7; }
-
 // An input gradient is a forward pass from the output gradient, with flipped filters.
 struct Source {
     const rk_problem* problem;
@@ -50,7 +47,7 @@ static Source source(const Call& call) {
     s.phases_h = phase_count(a.h) / s.sums_h;
     s.phases_w = phase_count(a.w) / s.sums_w;
     // All groups of a band go through the cache before the next band when nothing is packed.
-    const bool in_place = p.dtype == RK_F32 && s.x_stride[1] == 1 && is_narrow(p.kernel_w);
+    const bool in_place = p.dtype == RK_F32 && s.x_stride[1] == 1 && reads_in_place(p.kernel_w, s.x_stride[3]);
     const int64_t band = kBandBytes / (s.x_cols * p.channels * int64_t(sizeof(float)));
     s.tiling = tile(divide_up(s.y_rows, s.phases_h), divide_up(s.y_cols, s.phases_w), p.kernel_h, p.kernel_w,
                     in_place ? at_least(4, band) : s.y_rows,
@@ -90,7 +87,7 @@ static void correlate_tile(const Call& call, const Source& s, const Job& job, co
                 s.flipped ? lattice_of(x_all, h.output, w.output) : lattice_of(x_all, h.input, w.input);
             const Reach rh = reach(row, rows, h.taps.count, s.flipped ? h.taps.count - 1 - h.pad : h.pad, x.rows);
             const Reach rw = reach(col, cols, w.taps.count, s.flipped ? w.taps.count - 1 - w.pad : w.pad, x.cols);
-            if (is_packed(x) && is_narrow(w.taps.count)) {
+            if (is_packed(x) && reads_in_place(w.taps.count, x.w)) {
                 c.x = reinterpret_cast<const float*>(x.data) + rh.begin * x.h + rw.begin * x.w;
                 c.x_pitch = x.h;
                 c.x_step = x.w;

@@ -179,6 +179,12 @@ Axis whole_axis() {
     return {size, size, 2 * size - 1, 1, 1, size - 1};
 }
 
+// A small kernel, as those that read their map where it lies.
+Axis small_axis(int64_t kernel, int64_t stride) {
+    const int64_t in = pick(kernel, 40), pad = pick(int64_t(0), kernel);
+    return {in, (in + 2 * pad - kernel) / stride + 1, kernel, stride, 1, pad};
+}
+
 template <class F>
 void each_tap(const Axis& a, int64_t out, F f) {
     for (int64_t tap = 0; tap < a.kernel; tap++) {
@@ -207,8 +213,9 @@ struct Check {
     double worst[3] = {};
 
     void problem(int algorithm) {
-        const bool whole = pick(0, 7) == 0;
-        const Axis h = whole ? whole_axis() : random_axis(), w = whole ? whole_axis() : random_axis();
+        const int kind = pick(0, 7), kernel = pick({3, 5, 7}), stride = pick(1, 2);
+        const auto axis = [&] { return kind == 0 ? whole_axis() : kind == 1 ? small_axis(kernel, stride) : random_axis(); };
+        const Axis h = axis(), w = axis();
         const int64_t n = pick(1, 3), c = pick({pick(1, 8), pick(1, 40)});
         const int dtype = pick({RK_F32, RK_F32, RK_BF16, RK_F16}), layout = pick(0, 2), threads = pick(1, 3);
         Tensor input(n, c, h.in, w.in, dtype, layout), output(n, c, h.out, w.out, dtype, layout);

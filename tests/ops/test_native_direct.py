@@ -150,6 +150,40 @@ def test_small_filters_along_rows(isa, taps):
 
 
 @each_isa
+@pytest.mark.parametrize("channels", [8, 16, 37, 130, 520])
+@pytest.mark.parametrize("taps", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_small_filters_along_channels(isa, stride, taps, channels):
+    """Every number of columns at once, few and many channels, the filter off the map's middle."""
+    with native.force_isa(isa):
+        for width in range(1, 17) if channels == 37 else (6, 31):
+            for padding in ((taps // 2,) * 4, (taps, 0, taps - 1, 2)):
+                if width + sum(padding[2:]) < taps:
+                    continue
+                check(
+                    (2, channels, 9, width),
+                    (taps, taps),
+                    padding,
+                    (stride, stride),
+                    layout="NHWC",
+                )
+
+
+@each_isa
+@pytest.mark.parametrize("channels", [37, 128])
+@pytest.mark.parametrize("taps", [3, 7])
+def test_small_filters_packed_or_not_give_the_same(isa, taps, channels):
+    input, weight = torch.randn(2, channels, 12, 13), torch.randn(channels, 1, taps, taps)
+    bias, input = torch.randn(channels), lay_out(input, "NHWC")
+    with native.force_isa(isa):
+        for stride in (1, 2):
+            problem = problem_of("forward", input, weight, (1, 1, 1, 1), (stride, stride))
+            prepared = DIRECT.prepare(problem, pack_filters(weight))
+            result = DIRECT.forward_prepared(problem, input, prepared, bias, True)
+            assert torch.equal(result, DIRECT.forward(problem, input, weight, bias, True))
+
+
+@each_isa
 def test_rows_may_have_gaps(isa):
     input, weight = torch.randn(2, 3, 9, 40), torch.randn(3, 1, 5, 5)
     problem = problem_of("forward", input, weight, (2, 2, 2, 2))
