@@ -130,8 +130,9 @@ static void multiply_pairs(Pixels left, int64_t pairs, Weights right, int64_t de
             for (int panel = 0; panel < kTileColumns / kPanel; panel++)
                 __builtin_prefetch(line + panel * upcoming->apart, 0, 2);
         const int64_t height = pairs / tiles + (t < pairs % tiles);
-        multiply_rows(height, left, right, depth, add ? Start{products, kTileColumns} : Start{zeros, 0}, products);
-        left.data += height * left.stride;
+        const float* const next = left.data + height * left.stride;
+        multiply_rows(height, left, right, depth, add ? Start{products, kTileColumns} : Start{zeros, 0}, products, next);
+        left.data = next;
         products += height * kTileColumns;
     }
 }

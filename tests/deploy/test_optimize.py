@@ -12,12 +12,12 @@ from torch import nn
 from torch.testing import assert_close
 from toy_networks import randomize
 
-from replknet.deploy import compare, fuse, reparameterize, replacement
+from replknet.deploy import compare, fuse, reparameterize
 from replknet.deploy.optimize import optimization_report, optimize
 from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
 from replknet.models.replknet import RepLKNet
 from replknet.ops import _binary, use
-from replknet.ops.blocks import run_blocks
+from replknet.ops.blocks import Blocks
 
 NATIVE = _binary.library is not None
 pytestmark = pytest.mark.skipif(not NATIVE, reason="there is no native core")
@@ -132,9 +132,8 @@ def test_a_stage_is_one_native_call_with_the_results_of_its_blocks(algorithm, mo
         for block in stage.blocks:
             expected = block(expected)
         calls = []
-        monkeypatch.setattr(
-            replacement, "run_blocks", lambda x, blocks: calls.append(x) or run_blocks(x, blocks)
-        )
+        call = Blocks.__call__
+        monkeypatch.setattr(Blocks, "__call__", lambda *args: calls.append(1) or call(*args))
         assert torch.equal(stage(x), expected)
         assert len(calls) == 1
         assert stage(x).is_contiguous(memory_format=torch.channels_last)
@@ -155,6 +154,35 @@ def test_a_stage_calls_its_blocks_where_one_has_hooks_or_is_not_native():
             assert_close(stage(x), expected, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match=r"got \(1, 41, 9, 8\)"):
         stage(torch.randn(1, 41, 9, 8))
+
+
+def test_a_stage_prepares_its_call_once_and_anew_after_a_change(monkeypatch):
+    stage, other = optimize(network()).stages[1], optimize(network()).stages[1]
+    for buffer in other.buffers():
+        buffer.mul_(0.5)
+    made = []
+    start = Blocks.__init__
+    monkeypatch.setattr(
+        Blocks, "__init__", lambda self, blocks: made.append(1) or start(self, blocks)
+    )
+    x = torch.randn(1, 40, 9, 8)
+    with torch.no_grad():
+        expected = stage(x)
+        assert torch.equal(stage(x), expected)
+        assert len(made) == 1
+        stage(torch.randn(1, 40, 5, 8))
+        assert torch.equal(stage(x), expected)
+        assert len(made) == 3
+        stage.load_state_dict(other.state_dict())  # in place, filters and their spectra
+        assert torch.equal(stage(x), other(x))
+        for name, buffer in stage.blocks[0].pw1.named_buffers():
+            setattr(stage.blocks[0].pw1, name, buffer * 3)  # in memory of its own
+        changed = stage(x)
+        for block in stage.blocks:
+            x = block(x)
+        assert torch.equal(changed, x)
+        stage.double()
+        assert_close(stage(x.double()).float(), stage.float()(x), rtol=0, atol=1e-4)
 
 
 def test_copies_and_pickles():

@@ -132,7 +132,7 @@ class FrozenDepthwiseConv2d(nn.Module):
         return self._prepare(x)(x, self.bias, self.relu)
 
     def native(self, x: Tensor) -> LargeKernel | None:
-        """What ``run_blocks`` computes instead of this module, for maps like ``x``, if it can."""
+        """This module as ``Blocks`` takes it, for maps like ``x``, if it can run natively."""
         if not self._is_native(x):
             return None
         return large_kernel(self._prepare(x), x.shape[0], self.bias, self.relu)

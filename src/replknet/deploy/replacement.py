@@ -3,97 +3,18 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TypeGuard, cast
+from typing import TypeGuard
 
 from timm.layers import Mlp
 from timm.layers.activations import GELU
-from torch import Tensor, nn
+from torch import nn
 
 from replknet.deploy.folding import is_convolution, is_linear
 from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
+from replknet.deploy.packed_stage import PackedConvFFN, PackedRepLKBlock, PackedRepLKNetStage
 from replknet.models.replknet import ConvFFN, RepLKBlock, RepLKNetStage
 from replknet.nn.norm import has_hooks
-from replknet.ops.blocks import Block, run_blocks
-from replknet.ops.pointwise import Activation, Layer, why_not_native
-
-
-class PackedRepLKBlock(nn.Module):
-    """``x + pw2(relu(LK(relu(pw1(x)))))``; the convolutions of a fused ``RepLKBlock``."""
-
-    def __init__(self, pw1: nn.Conv2d, large_kernel: nn.Conv2d, pw2: nn.Conv2d) -> None:
-        super().__init__()
-        self.pw1 = PackedConv2d(pw1, "relu")
-        self.large_kernel = FrozenDepthwiseConv2d(large_kernel, relu=True)
-        self.pw2 = PackedConv2d(pw2)
-
-    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
-        """``overwrite`` gives up ``x``: its memory may become the result's."""
-        return self.pw2(self.large_kernel(self.pw1(x)), x, overwrite)
-
-    def native(self, x: Tensor) -> Block | None:
-        """What ``run_blocks`` computes instead of this module, for maps like ``x``, if it can."""
-        first, second = self.pw1.layer, self.pw2.layer
-        watched = any(map(has_hooks, (self, self.pw1, self.large_kernel, self.pw2)))
-        if watched or not _suits(x, first, second):
-            return None
-        kernel = self.large_kernel.native(x)
-        return None if kernel is None else Block(first, second, kernel)
-
-
-class PackedConvFFN(nn.Module):
-    """``x + pw2(gelu(pw1(x)))``; the convolutions of a fused ``ConvFFN``."""
-
-    def __init__(self, pw1: nn.Conv2d, pw2: nn.Conv2d) -> None:
-        super().__init__()
-        self.mlp = PackedMLP(pw1, pw2, "gelu")
-
-    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
-        """``overwrite`` gives up ``x``: its memory may become the result's."""
-        return self.mlp(x, x, overwrite)
-
-    def native(self, x: Tensor) -> Block | None:
-        """What ``run_blocks`` computes instead of this module, for maps like ``x``, if it can."""
-        first, second = self.mlp.first.layer, self.mlp.second.layer
-        watched = has_hooks(self) or has_hooks(self.mlp)
-        return None if watched or not _suits(x, first, second) else Block(first, second)
-
-
-class PackedRepLKNetStage(nn.Module):
-    """Blocks of which each but the first writes over what it is given.
-
-    One native call computes them all, unless one of them has hooks or cannot run there.
-    """
-
-    blocks: nn.ModuleList
-
-    def __init__(self, blocks: list[PackedRepLKBlock | PackedConvFFN], norm: nn.Module) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.norm = norm  # applied by the network, as that of ``RepLKNetStage``
-
-    def forward(self, x: Tensor) -> Tensor:
-        blocks = self._native(x)
-        if blocks:
-            return run_blocks(x, blocks)
-        for place, block in enumerate(self.blocks):
-            x = block(x, overwrite=place > 0)
-        return x
-
-    def _native(self, x: Tensor) -> list[Block]:
-        """What ``run_blocks`` takes for all blocks; empty if it cannot compute one of them."""
-        found: list[Block] = []
-        for block in self.blocks:
-            native = cast(PackedRepLKBlock | PackedConvFFN, block).native(x)
-            if native is None:
-                return []
-            found.append(native)
-        return found
-
-
-def _suits(x: Tensor, first: Layer, second: Layer) -> bool:
-    """Whether a residual block of these layers can run natively on ``x``."""
-    fits = x.dim() == 4 and x.shape[1] == first.in_channels == second.out_channels
-    return fits and x.numel() > 0 and not why_not_native(x, first.weight, second.weight)
+from replknet.ops.pointwise import Activation
 
 
 def replacement(module: nn.Module) -> nn.Module | None:

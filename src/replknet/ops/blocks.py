@@ -51,7 +51,7 @@ class Block:
 def large_kernel(
     forward: Forward, batch: int, bias: Tensor | None, relu: bool
 ) -> LargeKernel | None:
-    """One for ``run_blocks``, if its algorithm is native and it keeps the size of the map."""
+    """One for ``Blocks``, if its algorithm is native and it keeps the size of the map."""
     problem = forward.for_batch(batch)
     if not isinstance(forward.filters, PreparedFilters):
         return None
@@ -61,24 +61,33 @@ def large_kernel(
     return LargeKernel(native.prepared_struct(problem, relu), forward.filters, bias)
 
 
-def run_blocks(x: Tensor, blocks: Sequence[Block]) -> Tensor:
-    """The blocks, at least one, after each other.
+class Blocks:
+    """Residual blocks, at least one, as the native core takes them.
 
-    Args:
-        x: (N, C, H, W), float32, on the CPU; the result has its size and channels_last memory.
-        blocks: Their layers suit ``x`` and the native core (``pointwise.why_not_native``).
+    They hold addresses: a tensor that moves needs new ones.
     """
-    x = x.contiguous(memory_format=torch.channels_last)
-    output = torch.empty_like(x)
-    structs = (_binary.BlockStruct * len(blocks))(*(block.struct() for block in blocks))
-    status = cast(ctypes.CDLL, _binary.library).rk_blocks(
-        structs,
-        len(blocks),
-        x.shape[0],
-        x.shape[2:].numel(),
-        x.data_ptr(),
-        output.data_ptr(),
-        torch.get_num_threads(),
-    )
-    check(status)
-    return output
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self._blocks = tuple(blocks)  # whose tensors the structs point to
+        self._structs = (_binary.BlockStruct * len(blocks))(*(b.struct() for b in blocks))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The blocks after each other.
+
+        Args:
+            x: (N, C, H, W), float32, on the CPU; the result has its size and channels_last memory.
+                The blocks suit it and the native core (``pointwise.why_not_native``).
+        """
+        x = x.contiguous(memory_format=torch.channels_last)
+        output = torch.empty_like(x)
+        status = cast(ctypes.CDLL, _binary.library).rk_blocks(
+            self._structs,
+            len(self._structs),
+            x.shape[0],
+            x.shape[2:].numel(),
+            x.data_ptr(),
+            output.data_ptr(),
+            torch.get_num_threads(),
+        )
+        check(status)
+        return output
