@@ -1,4 +1,5 @@
 // The C interface: picks the instruction set, allocates the workspace, calls the kernels.
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -75,47 +76,129 @@ const Kernels& kernels() {
     return *chosen;
 }
 
-const Algorithm& algorithm(const rk_problem& problem) { return kernels().algorithms[problem.algorithm](); }
-
 size_t round_up(size_t bytes) { return (bytes + 4095) / 4096 * 4096 + 64; }  // + 64: threads differ in cache set
 
-// Makes AddressSanitizer report every access to memory between the workspaces of two threads.
+// Makes AddressSanitizer report every access to memory between the workspaces of two threads; `allow` ends that.
 void forbid([[maybe_unused]] char* memory, [[maybe_unused]] size_t bytes) {
 #ifdef __SANITIZE_ADDRESS__
     ASAN_POISON_MEMORY_REGION(memory, bytes);
 #endif
 }
 
-}  // namespace
-
-int rk_supports(const rk_problem* problem) {
-    return algorithm(*problem).supports(*problem) ? RK_OK : RK_UNSUPPORTED;
+void allow([[maybe_unused]] char* memory, [[maybe_unused]] size_t bytes) {
+#ifdef __SANITIZE_ADDRESS__
+    ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
+#endif
 }
 
-size_t rk_workspace_bytes(const rk_problem* problem) { return algorithm(*problem).workspace_bytes(*problem); }
+// Memory for a call; null where there is none.
+struct Memory {
+    char* const start;
+    explicit Memory(size_t bytes) : start(static_cast<char*>(std::aligned_alloc(64, (bytes / 64 + 1) * 64))) {}
+    ~Memory() { std::free(start); }
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+};
 
-size_t rk_spectrum_bytes(const rk_problem* problem) { return algorithm(*problem).spectrum_bytes(*problem); }
+// What one call computes with, whatever instruction set is forced meanwhile.
+struct Core {
+    const Kernels& isa = kernels();
 
-static int call(const rk_problem* problem, void* input, float* weight, const void* spectrum, const float* bias,
-                void* output, void (*Algorithm::*step)(const Call&)) {
-    const Algorithm& chosen = algorithm(*problem);
-    if (!chosen.supports(*problem) || !(chosen.*step)) return RK_UNSUPPORTED;
-    const size_t used = chosen.workspace_bytes(*problem), stride = round_up(used);
-    char* workspace = static_cast<char*>(std::aligned_alloc(64, stride * problem->threads));
-    if (!workspace) return RK_OUT_OF_MEMORY;
-    for (int t = 0; t < problem->threads; t++) forbid(workspace + t * stride + used, stride - used);
-    (chosen.*step)({problem, input, weight, spectrum, bias, output, workspace, stride});
-    std::free(workspace);
+    const Algorithm& algorithm(const rk_problem& problem) const { return isa.algorithms[problem.algorithm](); }
+
+    size_t workspace_bytes(const rk_problem& problem) const {
+        return round_up(algorithm(problem).workspace_bytes(problem)) * problem.threads;
+    }
+    size_t workspace_bytes(const Products& products) const { return isa.pointwise_bytes(products); }
+
+    // `call` has no workspace yet.
+    void run(Call call, void (*Algorithm::*step)(const Call&), char* workspace) const {
+        const rk_problem& problem = *call.problem;
+        const Algorithm& chosen = algorithm(problem);
+        const size_t used = chosen.workspace_bytes(problem), stride = round_up(used);
+        for (int t = 0; t < problem.threads; t++) forbid(workspace + t * stride + used, stride - used);
+        call.workspace = workspace;
+        call.workspace_stride = stride;
+        (chosen.*step)(call);
+        allow(workspace, stride * problem.threads);
+    }
+
+    void run(const Products& products, const float* input, const float* residual, float* output,
+             char* workspace) const {
+        isa.pointwise(products, input, residual, output, reinterpret_cast<float*>(workspace));
+    }
+};
+
+int run_alone(const Call& call, void (*Algorithm::*step)(const Call&)) {
+    const Core core;
+    const Algorithm& chosen = core.algorithm(*call.problem);
+    if (!chosen.supports(*call.problem) || !(chosen.*step)) return RK_UNSUPPORTED;
+    const Memory workspace(core.workspace_bytes(*call.problem));
+    if (!workspace.start) return RK_OUT_OF_MEMORY;
+    core.run(call, step, workspace.start);
     return RK_OK;
 }
 
+int run_alone(const Products& products, const float* input, const float* residual, float* output) {
+    const Core core;
+    const Memory workspace(core.workspace_bytes(products));
+    if (!workspace.start) return RK_OUT_OF_MEMORY;
+    core.run(products, input, residual, output, workspace.start);
+    return RK_OK;
+}
+
+// A residual block on some images.
+struct Block {
+    const Core& core;
+    const rk_block& layers;
+    int64_t images, pixels;
+    int threads;
+
+    Products one(const rk_layer& layer) const { return {&layer, nullptr, images, pixels, threads}; }
+    Products both() const { return {&layers.first, &layers.second, images, pixels, threads}; }
+
+    bool is_supported() const {
+        const rk_problem* kernel = layers.large_kernel;
+        return !kernel || core.algorithm(*kernel).supports(*kernel);
+    }
+
+    // Of one of the two maps inside.
+    size_t map_floats() const { return layers.large_kernel ? images * pixels * layers.first.out_channels : 0; }
+
+    size_t workspace_bytes() const {
+        if (!layers.large_kernel) return core.workspace_bytes(both());
+        return std::max({core.workspace_bytes(one(layers.first)), core.workspace_bytes(*layers.large_kernel),
+                         core.workspace_bytes(one(layers.second))});
+    }
+
+    void run(const float* input, float* output, float* maps, char* workspace) const {
+        if (!layers.large_kernel) return core.run(both(), input, input, output, workspace);
+        float* const convolved = maps + map_floats();
+        core.run(one(layers.first), input, nullptr, maps, workspace);
+        core.run({layers.large_kernel, maps, layers.filters, layers.spectra, layers.bias, convolved, nullptr, 0},
+                 &Algorithm::run, workspace);
+        core.run(one(layers.second), convolved, input, output, workspace);
+    }
+};
+
+}  // namespace
+
+int rk_supports(const rk_problem* problem) {
+    return Core().algorithm(*problem).supports(*problem) ? RK_OK : RK_UNSUPPORTED;
+}
+
+size_t rk_workspace_bytes(const rk_problem* problem) { return Core().algorithm(*problem).workspace_bytes(*problem); }
+
+size_t rk_spectrum_bytes(const rk_problem* problem) { return Core().algorithm(*problem).spectrum_bytes(*problem); }
+
 int rk_prepare(const rk_problem* problem, const float* weight, void* spectrum) {
-    return call(problem, nullptr, const_cast<float*>(weight), spectrum, nullptr, nullptr, &Algorithm::prepare);
+    return run_alone(Call{problem, nullptr, const_cast<float*>(weight), spectrum, nullptr, nullptr, nullptr, 0},
+                         &Algorithm::prepare);
 }
 
 int rk_run(const rk_problem* problem, void* input, float* weight, const void* spectrum, const float* bias,
            void* output) {
-    return call(problem, input, weight, spectrum, bias, output, &Algorithm::run);
+    return run_alone(Call{problem, input, weight, spectrum, bias, output, nullptr, 0}, &Algorithm::run);
 }
 
 const char* rk_available_isas(void) {
@@ -143,38 +226,30 @@ double rk_fma_peak(int threads) { return kernels().fma_peak(threads); }
 
 int rk_pointwise(const rk_layer* layer, int64_t images, int64_t pixels, const float* input, const float* residual,
                  float* output, int threads) {
-    return kernels().pointwise(layer, images, pixels, input, residual, output, threads);
+    return run_alone(Products{layer, nullptr, images, pixels, threads}, input, residual, output);
 }
 
 int rk_pointwise_pair(const rk_layer* first, const rk_layer* second, int64_t images, int64_t pixels,
                       const float* input, const float* residual, float* output, int threads) {
-    return kernels().pointwise_pair(first, second, images, pixels, input, residual, output, threads);
-}
-
-// `maps` holds two of the widest map inside a block.
-static int run_block(const rk_block& block, int64_t images, int64_t pixels, const float* input, float* output,
-                     float* maps, int threads) {
-    if (!block.large_kernel)
-        return rk_pointwise_pair(&block.first, &block.second, images, pixels, input, input, output, threads);
-    float* const convolved = maps + images * pixels * block.first.out_channels;
-    int status = rk_pointwise(&block.first, images, pixels, input, nullptr, maps, threads);
-    if (!status) status = rk_run(block.large_kernel, maps, block.filters, block.spectra, block.bias, convolved);
-    return status ? status : rk_pointwise(&block.second, images, pixels, convolved, input, output, threads);
+    return run_alone(Products{first, second, images, pixels, threads}, input, residual, output);
 }
 
 int rk_blocks(const rk_block* blocks, int64_t count, int64_t images, int64_t pixels, const float* input, float* output,
               int threads) {
-    int64_t widest = 0;
-    for (int64_t i = 0; i < count; i++)
-        if (blocks[i].large_kernel) widest = std::max(widest, blocks[i].first.out_channels);
-    const size_t bytes = round_up(2 * sizeof(float) * images * pixels * widest);
-    float* maps = bytes ? static_cast<float*>(std::aligned_alloc(64, bytes)) : nullptr;
-    if (bytes && !maps) return RK_OUT_OF_MEMORY;
-    int status = RK_OK;
-    for (int64_t i = 0; i < count && !status; i++)
-        status = run_block(blocks[i], images, pixels, i ? output : input, output, maps, threads);
-    std::free(maps);
-    return status;
+    const Core core;
+    const auto block = [&](int64_t i) { return Block{core, blocks[i], images, pixels, threads}; };
+    size_t map_floats = 0, bytes = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (!block(i).is_supported()) return RK_UNSUPPORTED;
+        map_floats = std::max(map_floats, block(i).map_floats());
+        bytes = std::max(bytes, block(i).workspace_bytes());
+    }
+    bytes = round_up(bytes);
+    const Memory memory(bytes + 2 * map_floats * sizeof(float));
+    if (!memory.start) return RK_OUT_OF_MEMORY;
+    float* const maps = reinterpret_cast<float*>(memory.start + bytes);
+    for (int64_t i = 0; i < count; i++) block(i).run(i ? output : input, output, maps, memory.start);
+    return RK_OK;
 }
 
 int rk_norm_forward(const rk_norm* norm, const float* input, float* mean, float* variance, float* output) {

@@ -18,8 +18,8 @@ extern "C" const Kernels RK_TABLE_NAME(RK_ISA) = {
     RK_ISA_NAME,
     {RK_ISA::direct_algorithm, RK_ISA::fft_algorithm},
     RK_ISA::fma_peak,
-    RK_ISA::pointwise::one,
-    RK_ISA::pointwise::pair,
+    RK_ISA::pointwise::workspace_bytes,
+    RK_ISA::pointwise::run,
     RK_ISA::norm::forward_any,
     RK_ISA::norm::backward_any,
 };

@@ -23,12 +23,19 @@ struct Algorithm {
     void (*run)(const Call&);
 };
 
+// A pointwise layer on contiguous rows, or two of which the second reads what the first writes.
+struct Products {
+    const rk_layer *first, *second;  // second: or null
+    int64_t images, pixels;
+    int threads;
+};
+
 struct Kernels {
     const char* isa;
     const Algorithm& (*algorithms[2])();  // indexed by RK_DIRECT, RK_FFT
     double (*fma_peak)(int threads);
-    decltype(rk_pointwise)* pointwise;
-    decltype(rk_pointwise_pair)* pointwise_pair;
+    size_t (*pointwise_bytes)(const Products&);
+    void (*pointwise)(const Products&, const float* input, const float* residual, float* output, float* workspace);
     decltype(rk_norm_forward)* norm_forward;
     decltype(rk_norm_backward)* norm_backward;
 };

@@ -22,23 +22,40 @@ static Product product(const rk_layer& layer, int64_t rows, const float* input, 
             layer.activation};
 }
 
-static int one(const rk_layer* layer, int64_t images, int64_t pixels, const float* input, const float* residual,
-               float* output, int threads) {
-    const int64_t rows = images * pixels;
-    if (!rows) return RK_OK;
-    const Product p = product(*layer, rows, input, residual, output);
-    return strassen_pays(*layer, pixels) ? by_strassen(p, nullptr, rows, threads) : one_by_rows(p, rows, threads);
+static bool suits_strassen(const Products& c) {
+    return strassen_pays(*c.first, c.pixels) && (!c.second || strassen_pays(*c.second, c.pixels));
 }
 
-static int pair(const rk_layer* first, const rk_layer* second, int64_t images, int64_t pixels, const float* input,
-                const float* residual, float* output, int threads) {
-    const int64_t rows = images * pixels;
-    if (!rows) return RK_OK;
-    const Product up = product(*first, rows, input, nullptr, nullptr);
-    const Product down = product(*second, rows, nullptr, residual, output);
-    if (strassen_pays(*first, pixels) && strassen_pays(*second, pixels)) return by_strassen(up, &down, rows, threads);
-    const bool hidden_outweighs = rows > first->in_channels + second->out_channels;  // the weights of both layers
-    return (hidden_outweighs ? pair_by_rows : pair_by_layers)(up, down, rows, threads);
+// Whether each thread takes some rows through both layers: hidden channels outweigh the weights.
+static bool suits_rows(const Products& c) {
+    return c.images * c.pixels > c.first->in_channels + c.second->out_channels;
+}
+
+static size_t workspace_bytes(const Products& c) {
+    const int64_t rows = c.images * c.pixels;
+    if (!rows) return 0;
+    const Product first = product(*c.first, rows, nullptr, nullptr, nullptr);
+    const Product second = product(c.second ? *c.second : *c.first, rows, nullptr, nullptr, nullptr);
+    const int64_t floats = suits_strassen(c)    ? by_strassen_floats(first, c.second ? &second : nullptr, rows, c.threads)
+                           : !c.second       ? one_by_rows_floats(first, c.threads)
+                           : suits_rows(c) ? pair_by_rows_floats(first, second, rows, c.threads)
+                                             : pair_by_layers_floats(first, second, rows, c.threads);
+    return floats * sizeof(float);
+}
+
+static void run(const Products& c, const float* input, const float* residual, float* output, float* workspace) {
+    const int64_t rows = c.images * c.pixels;
+    if (!rows) return;
+    if (!c.second) {
+        const Product p = product(*c.first, rows, input, residual, output);
+        return suits_strassen(c) ? by_strassen(p, nullptr, rows, c.threads, workspace)
+                              : one_by_rows(p, rows, c.threads, workspace);
+    }
+    const Product first = product(*c.first, rows, input, nullptr, nullptr);
+    const Product second = product(*c.second, rows, nullptr, residual, output);
+    if (suits_strassen(c)) return by_strassen(first, &second, rows, c.threads, workspace);
+    if (suits_rows(c)) return pair_by_rows(first, second, rows, c.threads, workspace);
+    pair_by_layers(first, second, rows, c.threads, workspace);
 }
 
 }  // namespace pointwise

@@ -139,34 +139,41 @@ static void compute_shared(const Product& p, const Product& next, int64_t rows, 
     }
 }
 
-static int one_by_rows(const Product& p, int64_t rows, int threads) {
-    const int64_t own = own_floats(p);
-    float* workspace = allocate(own * threads);
-    if (!workspace) return RK_OUT_OF_MEMORY;
+// Each has the floats of workspace that it needs before it.
+static int64_t one_by_rows_floats(const Product& p, int threads) { return own_floats(p) * threads; }
+
+static void one_by_rows(const Product& p, int64_t rows, int threads, float* workspace) {
 #pragma omp parallel num_threads(threads)
-    compute_shared(p, p, rows, threads, workspace + omp_get_thread_num() * own);
-    free(workspace);
-    return RK_OK;
+    compute_shared(p, p, rows, threads, workspace + omp_get_thread_num() * own_floats(p));
 }
 
-// Every thread takes some rows through both layers; their hidden channels never leave its cache.
-static int pair_by_rows(Product first, Product second, int64_t rows, int threads) {
-    const int64_t hidden_stride = padded(second.depth);
+// Rows that a thread takes through both layers at once, and its floats: for `compute`, and the hidden channels.
+struct PairBlock {
+    int64_t rows, working, floats;
+};
+static PairBlock pair_block(const Product& first, const Product& second, int64_t rows, int threads) {
     const int64_t working = larger(own_floats(first), sum_floats(second.depth));
     const int64_t share = ceil_div(ceil_div(rows, 4 * threads), kTileRows) * kTileRows;
     const int64_t block = smaller(cached_rows(second.depth), share);
-    const int64_t own = working + block * hidden_stride;
-    float* workspace = allocate(own * threads);
-    if (!workspace) return RK_OUT_OF_MEMORY;
+    return {block, working, working + block * padded(second.depth)};
+}
+
+static int64_t pair_by_rows_floats(const Product& first, const Product& second, int64_t rows, int threads) {
+    return pair_block(first, second, rows, threads).floats * threads;
+}
+
+// Every thread takes some rows through both layers; their hidden channels never leave its cache.
+static void pair_by_rows(const Product& first, const Product& second, int64_t rows, int threads, float* workspace) {
+    const PairBlock block = pair_block(first, second, rows, threads);
 #pragma omp parallel num_threads(threads)
     {
-        float* mine = workspace + omp_get_thread_num() * own;
+        float* mine = workspace + omp_get_thread_num() * block.floats;
         Product up = first, down = second;
-        down.input = up.output = mine + working;
-        down.input_stride = up.output_stride = hidden_stride;
+        down.input = up.output = mine + block.working;
+        down.input_stride = up.output_stride = padded(second.depth);
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t begin = 0; begin < rows; begin += block) {
-            const int64_t count = smaller(block, rows - begin);
+        for (int64_t begin = 0; begin < rows; begin += block.rows) {
+            const int64_t count = smaller(block.rows, rows - begin);
             up.input = first.input + begin * first.input_stride;
             down.output = second.output + begin * second.output_stride;
             if (second.residual) down.residual = second.residual + begin * second.output_stride;
@@ -174,27 +181,27 @@ static int pair_by_rows(Product first, Product second, int64_t rows, int threads
             compute(down, {0, count}, {0, groups(second)}, group_of(up, 0), mine);
         }
     }
-    free(workspace);
-    return RK_OK;
+}
+
+static int64_t layer_floats(const Product& first, const Product& second) {
+    return larger(own_floats(first), sum_floats(second.depth));
+}
+static int64_t pair_by_layers_floats(const Product& first, const Product& second, int64_t rows, int threads) {
+    return layer_floats(first, second) * threads + rows * padded(second.depth);
 }
 
 // One layer after the other: each thread reads all rows and its part of the weights.
-static int pair_by_layers(Product first, Product second, int64_t rows, int threads) {
-    const int64_t hidden_stride = padded(second.depth);
-    const int64_t own = larger(own_floats(first), sum_floats(second.depth));
-    float* workspace = allocate(own * threads + rows * hidden_stride);
-    if (!workspace) return RK_OUT_OF_MEMORY;
+static void pair_by_layers(Product first, Product second, int64_t rows, int threads, float* workspace) {
+    const int64_t own = layer_floats(first, second);
     first.output = workspace + own * threads;
     second.input = first.output;
-    first.output_stride = second.input_stride = hidden_stride;
+    first.output_stride = second.input_stride = padded(second.depth);
 #pragma omp parallel num_threads(threads)
     {
         float* mine = workspace + omp_get_thread_num() * own;
         compute_shared(first, second, rows, threads, mine);
         compute_shared(second, first, rows, threads, mine);
     }
-    free(workspace);
-    return RK_OK;
 }
 
 }  // namespace pointwise

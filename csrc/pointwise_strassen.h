@@ -183,32 +183,42 @@ static bool strassen_pays(const rk_layer& layer, int64_t pixels) {
     return fits && pixels >= 96 && layer.in_channels * layer.out_channels >= 512 * 512;
 }
 
+// Parts of the rows that one after the other go through the products, and the floats of workspace: of a thread, and for
+// the operands of the first product and of the second, if there is one.
+struct Chunks {
+    int64_t count, own, first, second;
+};
+static Chunks chunks_of(const Product& first, const Product* second, int64_t rows, int threads) {
+    const int64_t count = ceil_div(rows, kChunkRows * larger(threads, 2)), most = ceil_div(rows / 2, count);
+    return {count, pairs_floats(most), operand_floats(most, first.depth), second ? operand_floats(most, second->depth) : 0};
+}
+
+static int64_t by_strassen_floats(const Product& first, const Product* second, int64_t rows, int threads) {
+    const Chunks chunks = chunks_of(first, second, rows, threads);
+    return chunks.own * threads + chunks.first + chunks.second;
+}
+
 // One product, or two of which the second reads what the first writes.
-static int by_strassen(const Product& first, const Product* second, int64_t rows, int threads) {
+static void by_strassen(const Product& first, const Product* second, int64_t rows, int threads, float* workspace) {
     const Product& last = second ? *second : first;
-    const int64_t chunks = ceil_div(rows, kChunkRows * larger(threads, 2)), most = ceil_div(rows / 2, chunks);
-    const int64_t own = pairs_floats(most), input = operand_floats(most, first.depth);
-    float* workspace = allocate(own * threads + input + (second ? operand_floats(most, second->depth) : 0));
-    if (!workspace) return RK_OUT_OF_MEMORY;
+    const Chunks chunks = chunks_of(first, second, rows, threads);
 #pragma omp parallel num_threads(threads)
-    for (int64_t chunk = 0; chunk < chunks; chunk++) {
-        float *mine = workspace + omp_get_thread_num() * own, *operands = workspace + threads * own;
-        const Span pairs = part(rows / 2, chunks, chunk);
+    for (int64_t chunk = 0; chunk < chunks.count; chunk++) {
+        float *mine = workspace + omp_get_thread_num() * chunks.own, *operands = workspace + threads * chunks.own;
+        const Span pairs = part(rows / 2, chunks.count, chunk);
         const Operands left = {operands, pairs.size(), padded(first.depth / 2)};
         Product down = last;
         down.output += 2 * pairs.begin * last.output_stride;
         if (last.residual) down.residual += 2 * pairs.begin * last.output_stride;
         split_pixels(first.input + 2 * pairs.begin * first.depth, first.depth, left);
         if (second) {
-            const Operands hidden = {operands + input, pairs.size(), padded(second->depth / 2)};
+            const Operands hidden = {operands + chunks.first, pairs.size(), padded(second->depth / 2)};
             compute_all_pairs(first, left, down, threads, mine, &hidden);
             compute_all_pairs(down, hidden, first, threads, mine);
         } else {
             compute_all_pairs(down, left, first, threads, mine);
         }
     }
-    free(workspace);
-    return RK_OK;
 }
 
 }  // namespace pointwise

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <omp.h>
-#include <stdlib.h>
 
 #include "activation.h"
 #include "kernels.h"
@@ -148,10 +147,6 @@ static RK_INLINE void fetch_output(const Product& p, Span rows, int64_t column) 
 static RK_INLINE void fetch_share(const float* data, int64_t lines, int64_t share, int64_t shares) {
     const Span some = part(lines, shares, share);
     for (int64_t line = some.begin; line < some.end; line++) __builtin_prefetch(data + line * kLine, 0, 2);
-}
-
-static float* allocate(int64_t floats) {
-    return static_cast<float*>(aligned_alloc(64, ceil_div(floats + 1, 16) * 64));
 }
 
 }  // namespace pointwise

@@ -84,10 +84,14 @@ class PackedRepLKNetStage(nn.Module):
         if why_not_native(x) or any(map(has_hooks, parts)):
             return None
         buffers = [b for part in parts for b in part._buffers.values() if b is not None]
+        if torch.is_grad_enabled() and any(b.requires_grad for b in buffers):
+            return None
         state = (
             *(x.shape, torch.get_num_threads(), isa(), requested("auto")),
             *map(id, parts),
-            *map(_identity, buffers),
+            *map(id, buffers),
+            *map(Tensor.data_ptr, buffers),
+            *(b._version for b in buffers if not b.is_inference()),
         )
         kept = self._kept
         if kept is None or kept.state != state:
@@ -121,14 +125,9 @@ def _with_parts(module: nn.Module) -> list[nn.Module]:
     """``module`` and all within it: ``modules()``, which takes ten times as long."""
     found = [module]
     for part in found:
-        found.extend(child for child in part._modules.values() if child is not None)
+        if part._modules:
+            found.extend(child for child in part._modules.values() if child is not None)
     return found
-
-
-def _identity(buffer: Tensor) -> tuple[int, int, int, bool]:
-    """Equal as long as the same tensor has the same memory and contents."""
-    version = 0 if buffer.is_inference() else buffer._version
-    return id(buffer), buffer.data_ptr(), version, buffer.requires_grad
 
 
 def _suits(x: Tensor, first: Layer, second: Layer) -> bool:
