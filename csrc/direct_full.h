@@ -6,7 +6,8 @@
 //   y0 = B (x0 + x1) + (C - B) x1,   y1 = B (x0 + x1) + (A - B) x0   for the halves x0, x1 and y0, y1.
 // An infinity then becomes a NaN. Halving again costs as much, in differences of filters, as it saves.
 //
-// Workspace of one thread: a packed filter, its factors and three maps: less than 2 MiB.
+// Workspace of one thread: a packed filter, a map, and the factors and two maps of the groups that are read together:
+// less than 2 MiB.
 #pragma once
 
 #include <omp.h>
@@ -18,7 +19,8 @@ namespace direct {
 
 constexpr int kMostFull = 32;  // rows or columns; the transform wins before
 constexpr int kFewestHalved = 10;
-constexpr int kFullTapsPerSum = 49;
+constexpr int64_t kTogether = RK_FILTER_LANES / kLanes;  // groups that share cache lines where channels are adjacent
+constexpr int kFullTapsPerSum = 56;
 
 static bool suits_full(const rk_problem& p) {
     return p.pass != RK_GRAD_WEIGHT && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 && p.dilation_w == 1 &&
@@ -36,41 +38,46 @@ static int64_t factors_floats(const rk_problem& p) {
     return is_halved(p) ? 3 * int64_t(p.in_h - 1) * p.kernel_w * kLanes : filter_floats(p);
 }
 
-// target[i] = a[i] + kSign b[i] for vectors `step` after each other in a and b.
-template <int kSign>
-static void combine(const float* a, const float* b, int64_t step, int64_t count, float* target) {
-    for (int64_t i = 0; i < count; i++, a += step, b += step, target += kLanes)
-        store(target, load(a) + float(kSign) * load(b));
+// Taps of a filter in the order of their use, `step` floats apart.
+struct Taps {
+    const float* first;
+    int64_t step;
+};
+
+// The factors of `groups` filters that lie side by side, each written to its own `factors_floats`.
+static void factorize(const rk_problem& p, Taps taps, int64_t groups, float* factors) {
+    const int64_t size = factors_floats(p), line = p.kernel_w * taps.step;
+    if (!is_halved(p)) {
+        for (int64_t i = 0; i < p.kernel_h * p.kernel_w; i++, taps.first += taps.step, factors += kLanes)
+            for (int64_t g = 0; g < groups; g++) store(factors + g * size, load(taps.first + g * kLanes));
+        return;
+    }
+    const int64_t count = int64_t(p.in_h - 1) * p.kernel_w, next = count * kLanes;
+    const float *before = taps.first, *around = before + p.in_h / 2 * line, *after = around + p.in_h / 2 * line;
+    for (int64_t i = 0; i < count; i++, before += taps.step, around += taps.step, after += taps.step, factors += kLanes)
+        for (int64_t g = 0; g < groups; g++) {
+            const Vec common = load(around + g * kLanes);
+            float* const target = factors + g * size;
+            store(target, common);
+            store(target + next, load(after + g * kLanes) - common);
+            store(target + 2 * next, load(before + g * kLanes) - common);
+        }
 }
 
-static void copy(const float* a, int64_t step, int64_t count, float* target) {
-    for (int64_t i = 0; i < count; i++, a += step, target += kLanes) store(target, load(a));
-}
-
-// Writes the factors of a group's filter; `packed` holds one filter.
-static void factorize(const rk_problem& p, const float* weight, int64_t group, float* factors, float* packed) {
+// Writes the factors of some groups' filters; `packed` holds one filter.
+static void read_factors(const rk_problem& p, const float* weight, int64_t group, int64_t groups, float* factors,
+                         float* packed) {
+    if (p.packed_weight) {
+        const Image filter = filter_image(p, weight, group);
+        return factorize(p, {reinterpret_cast<const float*>(filter.data), filter.w}, groups, factors);
+    }
     const int64_t taps = int64_t(p.kernel_h) * p.kernel_w;
-    const bool flipped = p.pass == RK_GRAD_INPUT, whole = !is_halved(p);
-    const Image filter = filter_image(p, weight, group);
-    const float* first = reinterpret_cast<const float*>(filter.data);
-    int64_t step = filter.w;
-    if (!p.packed_weight) {
-        float* const target = whole && !flipped ? factors : packed;
-        read_tile(filter, 0, 0, p.kernel_h, p.kernel_w, target, p.kernel_w * kLanes);
-        if (target == factors) return;
-        first = packed;
-        step = kLanes;
+    const bool flipped = p.pass == RK_GRAD_INPUT, as_read = !flipped && !is_halved(p);
+    for (int64_t g = 0; g < groups; g++, factors += factors_floats(p)) {
+        float* const target = as_read ? factors : packed;
+        read_tile(filter_image(p, weight, group + g), 0, 0, p.kernel_h, p.kernel_w, target, p.kernel_w * kLanes);
+        if (!as_read) factorize(p, flipped ? Taps{packed + (taps - 1) * kLanes, -kLanes} : Taps{packed, kLanes}, 1, factors);
     }
-    if (flipped) {
-        first += (taps - 1) * step;
-        step = -step;
-    }
-    if (whole) return copy(first, step, taps, factors);
-    const int64_t half = int64_t(p.in_h / 2) * p.kernel_w * step, count = int64_t(p.in_h - 1) * p.kernel_w;
-    const float *const before = first, *const around = before + half, *const after = around + half;
-    copy(around, step, count, factors);
-    combine<-1>(after, around, step, count, factors + count * kLanes);
-    combine<-1>(before, around, step, count, factors + 2 * count * kLanes);
 }
 
 // y = start + filter * x on packed maps of `rows` x `cols` pixels; without `start`, zero.
@@ -158,40 +165,59 @@ static void multiply_map(const rk_problem& p, const float* factors, const float*
     if (!is_halved(p)) return multiply({rows, cols, factors, x, nullptr, y});
     const int64_t floats = int64_t(half) * cols * kLanes, filter = factors_floats(p) / 3;
     float *const sum = scratch, *const common = scratch + floats;
-    combine<1>(x, x + floats, kLanes, half * cols, sum);
+    for (int64_t i = 0; i < floats; i += kLanes) store(sum + i, load(x + i) + load(x + floats + i));
     multiply({half, cols, factors, sum, nullptr, common});
     multiply({half, cols, factors + filter, x + floats, common, y});
     multiply({half, cols, factors + 2 * filter, x, common, y + floats});
 }
 
 static size_t full_workspace(const rk_problem& p) {
-    return (factors_floats(p) + filter_floats(p) + 3 * map_floats(p)) * sizeof(float);
+    const int64_t floats = kTogether * (factors_floats(p) + 2 * map_floats(p)) + filter_floats(p) + map_floats(p);
+    return floats * sizeof(float);
+}
+
+// Calls `move(group, row, rows)` for all rows of some groups: row by row where groups share cache lines.
+template <class Move>
+static RK_INLINE void for_each_part(const Image& image, int64_t groups, Move move) {
+    const int64_t rows = image.c == 1 ? 1 : image.rows;
+    for (int64_t row = 0; row < image.rows; row += rows)
+        for (int64_t g = 0; g < groups; g++) move(g, row, rows);
 }
 
 static void run_full(const Call& call) {
     const rk_problem& p = *call.problem;
     const bool flipped = p.pass == RK_GRAD_INPUT;
-    const int64_t jobs = group_count(p.channels) * p.batch, rows = p.in_h, cols = p.in_w, pitch = cols * kLanes;
+    const int64_t all = group_count(p.channels), parts = divide_up(all, kTogether), jobs = parts * p.batch;
+    const int64_t cols = p.in_w, pitch = cols * kLanes, map = map_floats(p), filter = factors_floats(p);
 #pragma omp parallel num_threads(p.threads)
     {
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
         float* const factors = reinterpret_cast<float*>(call.workspace + thread * call.workspace_stride);
-        float *const packed = factors + factors_floats(p), *const x = packed + filter_floats(p);
-        float *const y = x + map_floats(p), *const scratch = y + map_floats(p);
-        int64_t factorized = -1;
+        float *const packed = factors + kTogether * filter, *const x = packed + filter_floats(p);
+        float *const y = x + kTogether * map, *const scratch = y + kTogether * map;
+        int64_t read = -1;
         for (int64_t i = jobs * thread / threads; i < jobs * (thread + 1) / threads; i++) {
-            const int64_t group = i / p.batch, n = i % p.batch;
-            if (factorized != group) factorize(p, call.weight, group, factors, packed);
-            factorized = group;
-            const auto image = [&](void* tensor, const int64_t* stride) {
-                return group_image(tensor, stride, rows, cols, p.channels, p.dtype, n, group);
-            };
-            const Image input = image(call.input, p.input_stride), output = image(call.output, p.output_stride);
-            const Image &source = flipped ? output : input, &target = flipped ? input : output;
-            read_tile(source, 0, 0, rows, cols, x, pitch);
-            fetch_ahead(call, group);
-            multiply_map(p, factors, x, y, scratch);
-            write_tile(target, 0, 0, rows, cols, y, pitch, load_channels(call.bias, target), p.relu);
+            const int64_t n = i % p.batch, first = i / p.batch * kTogether, groups = at_most(kTogether, all - first);
+            if (read != first) read_factors(p, call.weight, first, groups, factors, packed);
+            read = first;
+            Image source[kTogether], target[kTogether];
+            for (int64_t g = 0; g < groups; g++) {
+                const auto image = [&](void* tensor, const int64_t* stride) {
+                    return group_image(tensor, stride, p.in_h, cols, p.channels, p.dtype, n, first + g);
+                };
+                const Image input = image(call.input, p.input_stride), output = image(call.output, p.output_stride);
+                source[g] = flipped ? output : input;
+                target[g] = flipped ? input : output;
+            }
+            for_each_part(source[0], groups, [&](int64_t g, int64_t row, int64_t rows) {
+                read_tile(source[g], row, 0, rows, cols, x + g * map + row * pitch, pitch);
+            });
+            for (int64_t g = 0; g < groups; g++)
+                multiply_map(p, factors + g * filter, x + g * map, y + g * map, scratch);
+            for_each_part(target[0], groups, [&](int64_t g, int64_t row, int64_t rows) {
+                write_tile(target[g], row, 0, rows, cols, y + g * map + row * pitch, pitch,
+                           load_channels(call.bias, target[g]), p.relu);
+            });
         }
     }
 }
