@@ -1,6 +1,7 @@
 // The C interface: picks the instruction set, allocates the workspace, calls the kernels.
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -147,6 +148,8 @@ int run_alone(const Products& products, const float* input, const float* residua
     return RK_OK;
 }
 
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
 // A residual block on some images.
 struct Block {
     const Core& core;
@@ -171,12 +174,15 @@ struct Block {
                          core.workspace_bytes(one(layers.second))});
     }
 
-    void run(const float* input, float* output, float* maps, char* workspace) const {
+    // Adds the time of the large kernel to `seconds`, unless that is null.
+    void run(const float* input, float* output, float* maps, char* workspace, double* seconds) const {
         if (!layers.large_kernel) return core.run(both(), input, input, output, workspace);
         float* const convolved = maps + map_floats();
         core.run(one(layers.first), input, nullptr, maps, workspace);
+        const double start = seconds ? now() : 0;
         core.run({layers.large_kernel, maps, layers.filters, layers.spectra, layers.bias, convolved, nullptr, 0},
                  &Algorithm::run, workspace);
+        if (seconds) *seconds += now() - start;
         core.run(one(layers.second), convolved, input, output, workspace);
     }
 };
@@ -235,8 +241,9 @@ int rk_pointwise_pair(const rk_layer* first, const rk_layer* second, int64_t ima
 }
 
 int rk_blocks(const rk_block* blocks, int64_t count, int64_t images, int64_t pixels, const float* input, float* output,
-              int threads) {
+              int threads, double* large_kernel_seconds) {
     const Core core;
+    if (large_kernel_seconds) *large_kernel_seconds = 0;
     const auto block = [&](int64_t i) { return Block{core, blocks[i], images, pixels, threads}; };
     size_t map_floats = 0, bytes = 0;
     for (int64_t i = 0; i < count; i++) {
@@ -248,7 +255,8 @@ int rk_blocks(const rk_block* blocks, int64_t count, int64_t images, int64_t pix
     const Memory memory(bytes + 2 * map_floats * sizeof(float));
     if (!memory.start) return RK_OUT_OF_MEMORY;
     float* const maps = reinterpret_cast<float*>(memory.start + bytes);
-    for (int64_t i = 0; i < count; i++) block(i).run(i ? output : input, output, maps, memory.start);
+    for (int64_t i = 0; i < count; i++)
+        block(i).run(i ? output : input, output, maps, memory.start, large_kernel_seconds);
     return RK_OK;
 }
 

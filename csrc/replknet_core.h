@@ -91,9 +91,10 @@ typedef struct rk_block {
     const float* bias;
 } rk_block;
 
-/* The blocks one after the other, at least one; input and output are (images, pixels, channels). */
+/* The blocks one after the other, at least one; input and output are (images, pixels, channels). `large_kernel_seconds`
+ * may be NULL, or becomes the time of their large kernels together. */
 RK_API int rk_blocks(const rk_block* blocks, int64_t count, int64_t images, int64_t pixels, const float* input,
-                     float* output, int threads);
+                     float* output, int threads, double* large_kernel_seconds);
 
 /* Batch norm of contiguous float32 rows (pixels) with the statistics of all rows, and the activation behind it. `weight`
  * and `bias`, of a value for each channel, may be NULL for ones and zeros. rows >= 1. */

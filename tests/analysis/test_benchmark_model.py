@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+import replknet
 from replknet.analysis import benchmark_model
 from replknet.analysis.benchmark_model import ModelBenchmarkConfig, ModelCase
 from replknet.analysis.benchmark_networks import run_benchmark
@@ -19,6 +20,7 @@ from replknet.cli.main import main
 from replknet.deploy import optimize, plain
 from replknet.models.replknet import RepLKNet
 from replknet.nn import DepthwiseConv2d
+from replknet.ops.blocks import large_kernel_seconds
 
 ENGINES = ("pytorch nchw", "replknet")
 
@@ -116,6 +118,24 @@ def test_time_split():
     assert all(seconds > 0 for seconds in split.values())
     assert not any(module._forward_hooks for module in fast.modules())
     assert kind_of(nn.ReLU()) is None
+
+
+def test_time_split_of_native_stages():
+    fast = optimize(replknet.create_model("replknet_nano").eval())
+    call = torch_call(fast, torch.randn(1, 3, 64, 64))
+    whole = time_split(fast, call, rounds=2)
+    handle = fast.stages[0].blocks[0].register_forward_hook(lambda *_: None)
+    by_layers = time_split(fast, call, rounds=2)  # as one stage is not one call
+    handle.remove()
+    for split in (whole, by_layers):
+        assert {"pointwise", "large depthwise", "small depthwise"} < set(split)
+        assert all(seconds > 0 for seconds in split.values())
+    with large_kernel_seconds() as times, torch.no_grad():
+        call()
+    assert len(times) == len(fast.stages)
+    assert 0 < sum(times) < sum(whole.values()) + sum(by_layers.values())
+    call()
+    assert len(times) == len(fast.stages)
 
 
 @pytest.mark.skipif(bool(why_not_measurable()), reason=why_not_measurable())

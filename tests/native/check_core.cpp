@@ -390,7 +390,7 @@ double blocks_error() {
     const rk_block blocks[2] = {{first, second, &p, filters.data(), nullptr, bias.data()},
                                 {third, fourth, nullptr, nullptr, nullptr, nullptr}};
     const int64_t pixels = side * side;
-    if (rk_blocks(blocks, 2, images, pixels, x.data(), y.data(), threads) ||
+    if (rk_blocks(blocks, 2, images, pixels, x.data(), y.data(), threads, nullptr) ||
         rk_pointwise(&first, images, pixels, x.data(), nullptr, a.data(), threads) ||
         rk_run(&p, a.data(), filters.data(), nullptr, bias.data(), b.data()) ||
         rk_pointwise(&second, images, pixels, b.data(), x.data(), expected.data(), threads) ||

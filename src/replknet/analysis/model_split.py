@@ -12,6 +12,8 @@ from torch import nn
 
 from replknet.analysis.model_engines import Call
 from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
+from replknet.deploy.packed_stage import PackedRepLKNetStage
+from replknet.ops.blocks import large_kernel_seconds
 
 LARGE_KERNEL = 9
 """Smallest kernel that counts as large."""
@@ -20,10 +22,17 @@ LARGE_KERNEL = 9
 def time_split(model: nn.Module, call: Call, rounds: int) -> dict[str, float]:
     """Seconds of one ``call`` of ``model`` by kind of layer, the mean of ``rounds`` calls.
 
-    "other" is what the layers that are timed do not account for.
+    Stages of RepLKNet run as they do untimed, one native call each, which tells the time of its
+    large kernels; the rest of it is "pointwise". "other" is what the layers that are timed do not
+    account for.
     """
     seconds: defaultdict[str, float] = defaultdict(float)
-    with _timed(model, seconds):
+    stages = [m for m in model.modules() if isinstance(m, PackedRepLKNetStage)]
+    with large_kernel_seconds() as natively:
+        call()
+    if len(natively) < len(stages):  # one of them runs layer by layer
+        stages = []
+    with _timed(model, stages, seconds):
         call()
         seconds.clear()
         start = time.perf_counter()
@@ -49,22 +58,30 @@ def kind_of(module: nn.Module) -> str | None:
 
 
 @contextmanager
-def _timed(model: nn.Module, seconds: defaultdict[str, float]) -> Iterator[None]:
+def _timed(
+    model: nn.Module, stages: list[PackedRepLKNetStage], seconds: defaultdict[str, float]
+) -> Iterator[None]:
     started: dict[nn.Module, float] = {}
+    within = {part for stage in stages for part in stage.modules()}
+    layers = [m for m in model.modules() if kind_of(m) is not None and m not in within]
 
     def before(module: nn.Module, inputs: Any) -> None:
         started[module] = time.perf_counter()
 
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
-        seconds[str(kind_of(module))] += time.perf_counter() - started[module]
+        elapsed, large = time.perf_counter() - started[module], sum(natively)
+        natively.clear()
+        if large:
+            seconds["large depthwise"] += large
+        seconds[kind_of(module) or "pointwise"] += elapsed - large
 
     handles = []
-    for module in model.modules():
-        if kind_of(module) is not None:
-            handles.append(module.register_forward_pre_hook(before))
-            handles.append(module.register_forward_hook(after))
+    for module in (*layers, *stages):
+        handles.append(module.register_forward_pre_hook(before))
+        handles.append(module.register_forward_hook(after))
     try:
-        yield
+        with large_kernel_seconds() as natively:
+            yield
     finally:
         for handle in handles:
             handle.remove()

@@ -112,7 +112,14 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         (
             "rk_blocks",
             ctypes.c_int,
-            [ctypes.POINTER(BlockStruct), ctypes.c_int64, *sizes, *[pointer] * 2, ctypes.c_int],
+            [
+                ctypes.POINTER(BlockStruct),
+                ctypes.c_int64,
+                *sizes,
+                *[pointer] * 2,
+                ctypes.c_int,
+                ctypes.POINTER(ctypes.c_double),
+            ],
         ),
         ("rk_norm_forward", ctypes.c_int, [norm, *[pointer] * 4]),
         ("rk_norm_backward", ctypes.c_int, [norm, *[pointer] * 7]),

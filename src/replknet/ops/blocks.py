@@ -7,7 +7,9 @@ layer called from it costs several times what it costs in a loop of nothing else
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,6 +20,8 @@ from replknet.ops import _binary
 from replknet.ops.native import NativeAlgorithm, PreparedFilters, check
 from replknet.ops.pointwise import Layer
 from replknet.ops.prepared import Forward
+
+_times: ContextVar[list[float] | None] = ContextVar("replknet_large_kernel_times", default=None)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class Blocks:
         """
         x = x.contiguous(memory_format=torch.channels_last)
         output = torch.empty_like(x)
+        times = _times.get()
+        seconds = None if times is None else ctypes.c_double()
         status = cast(ctypes.CDLL, _binary.library).rk_blocks(
             self._structs,
             len(self._structs),
@@ -88,6 +94,23 @@ class Blocks:
             x.data_ptr(),
             output.data_ptr(),
             torch.get_num_threads(),
+            seconds,
         )
         check(status)
+        if times is not None and seconds is not None:
+            times.append(seconds.value)
         return output
+
+
+@contextmanager
+def large_kernel_seconds() -> Iterator[list[float]]:
+    """A list to which every call of ``Blocks`` in the ``with`` block adds its large kernels' time.
+
+    Holds in this thread or asynchronous task.
+    """
+    times: list[float] = []
+    token = _times.set(times)
+    try:
+        yield times
+    finally:
+        _times.reset(token)
