@@ -76,7 +76,8 @@ static void read_factors(const rk_problem& p, const float* weight, int64_t group
     for (int64_t g = 0; g < groups; g++, factors += factors_floats(p)) {
         float* const target = as_read ? factors : packed;
         read_tile(filter_image(p, weight, group + g), 0, 0, p.kernel_h, p.kernel_w, target, p.kernel_w * kLanes);
-        if (!as_read) factorize(p, flipped ? Taps{packed + (taps - 1) * kLanes, -kLanes} : Taps{packed, kLanes}, 1, factors);
+        const Taps used = flipped ? Taps{packed + (taps - 1) * kLanes, -kLanes} : Taps{packed, kLanes};
+        if (!as_read) factorize(p, used, 1, factors);
     }
 }
 

@@ -14,8 +14,8 @@ namespace direct {
 
 constexpr int64_t kBlockChannels = 256, kBlockBytes = 128 << 10;
 
-// Groups of channels that a row of outputs is computed for, before the next row: as many as keep inputs and filters in the
-// first level cache, at least those that share a cache line.
+// Groups of channels that a row of outputs is computed for, before the next row: as many as keep inputs and filters in
+// the first level cache, at least those that share a cache line.
 constexpr int groups_at_once(int taps) { return taps == 3 ? 128 / kLanes : 64 / int(sizeof(Vec)); }
 
 // One group of channels of a map, and its filters; columns and rows of x that do not exist are left out.
@@ -78,7 +78,9 @@ static int64_t first_channel(const rk_problem& p, int64_t group) {
     return at_most(group * kLanes, p.channels - kLanes);
 }
 
-static int64_t channels_at_once(const rk_problem& p) { return at_most(group_count(p.channels) * kLanes, kBlockChannels); }
+static int64_t channels_at_once(const rk_problem& p) {
+    return at_most(group_count(p.channels) * kLanes, kBlockChannels);
+}
 
 static size_t pixels_workspace(const rk_problem& p) {
     return channels_at_once(p) * p.kernel_h * p.kernel_w * sizeof(float);
@@ -131,9 +133,8 @@ static RK_INLINE void convolve_block(const Channels* groups, int count, Rows row
     const Channels& c = groups[0];
     const int left = col * S - c.pad_left, next = left + (width - 1) * S + K;
     const ColumnsKernel convolve = ColumnsKernels<K, S>::table[left < 0 || next > c.x_cols][width - 1];
-    for (int row = rows.begin; row < rows.end; row++) {
+    for (int row = rows.begin; row < rows.end; row++)
         for (int i = 0; i < count; i++) convolve(groups[i], row, col);
-    }
 }
 
 template <int K, int S>

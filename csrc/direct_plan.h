@@ -74,8 +74,8 @@ static void fetch_ahead(const Call& call, int64_t group) {
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(filters + i);
 }
 
-// Whether pixels `step` floats apart are read where they lie: filters of few columns use an input too rarely to pay for a
-// packed copy. But the rows that 7 taps reach evict each other from the first level cache at a multiple of 512 bytes.
+// Whether pixels `step` floats apart are read where they lie: filters of few columns use an input too rarely to pay for
+// a packed copy. But the rows that 7 taps reach evict each other from the first level cache at a multiple of 512 bytes.
 static bool reads_in_place(int64_t taps, int64_t step) {
     return taps == 3 || taps == 5 || (taps == 7 && step % 128 != 0);
 }

@@ -31,16 +31,20 @@ static bool suits_rows(const Products& c) {
     return c.images * c.pixels > c.first->in_channels + c.second->out_channels;
 }
 
+static int64_t workspace_floats(const Products& c, int64_t rows) {
+    const Product first = product(*c.first, rows, nullptr, nullptr, nullptr);
+    if (!c.second)
+        return suits_strassen(c) ? by_strassen_floats(first, nullptr, rows, c.threads)
+                                 : one_by_rows_floats(first, c.threads);
+    const Product second = product(*c.second, rows, nullptr, nullptr, nullptr);
+    if (suits_strassen(c)) return by_strassen_floats(first, &second, rows, c.threads);
+    if (suits_rows(c)) return pair_by_rows_floats(first, second, rows, c.threads);
+    return pair_by_layers_floats(first, second, rows, c.threads);
+}
+
 static size_t workspace_bytes(const Products& c) {
     const int64_t rows = c.images * c.pixels;
-    if (!rows) return 0;
-    const Product first = product(*c.first, rows, nullptr, nullptr, nullptr);
-    const Product second = product(c.second ? *c.second : *c.first, rows, nullptr, nullptr, nullptr);
-    const int64_t floats = suits_strassen(c)    ? by_strassen_floats(first, c.second ? &second : nullptr, rows, c.threads)
-                           : !c.second       ? one_by_rows_floats(first, c.threads)
-                           : suits_rows(c) ? pair_by_rows_floats(first, second, rows, c.threads)
-                                             : pair_by_layers_floats(first, second, rows, c.threads);
-    return floats * sizeof(float);
+    return rows ? workspace_floats(c, rows) * sizeof(float) : 0;
 }
 
 static void run(const Products& c, const float* input, const float* residual, float* output, float* workspace) {
@@ -49,7 +53,7 @@ static void run(const Products& c, const float* input, const float* residual, fl
     if (!c.second) {
         const Product p = product(*c.first, rows, input, residual, output);
         return suits_strassen(c) ? by_strassen(p, nullptr, rows, c.threads, workspace)
-                              : one_by_rows(p, rows, c.threads, workspace);
+                                 : one_by_rows(p, rows, c.threads, workspace);
     }
     const Product first = product(*c.first, rows, input, nullptr, nullptr);
     const Product second = product(*c.second, rows, nullptr, residual, output);

@@ -190,7 +190,8 @@ struct Chunks {
 };
 static Chunks chunks_of(const Product& first, const Product* second, int64_t rows, int threads) {
     const int64_t count = ceil_div(rows, kChunkRows * larger(threads, 2)), most = ceil_div(rows / 2, count);
-    return {count, pairs_floats(most), operand_floats(most, first.depth), second ? operand_floats(most, second->depth) : 0};
+    const int64_t hidden = second ? operand_floats(most, second->depth) : 0;
+    return {count, pairs_floats(most), operand_floats(most, first.depth), hidden};
 }
 
 static int64_t by_strassen_floats(const Product& first, const Product* second, int64_t rows, int threads) {

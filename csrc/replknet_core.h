@@ -27,7 +27,7 @@ enum { RK_OK = 0, RK_UNSUPPORTED = 1, RK_OUT_OF_MEMORY = 2 };
  * layer's input or the gradient with respect to it, "output" the layer's output or the gradient with respect to
  * it. The weight and its gradient are contiguous (C, Kh, Kw), bias is (C); both, in every pass, are float32.
  * Of a forward pass the weight may be packed: RK_FILTER_LANES channels after each other, each time (Kh, Kw,
- * RK_FILTER_LANES), the last ones filled up with zeros. dtype is that of input and output. */
+ * RK_FILTER_LANES), the last ones filled up with zeros. dtype is that of input and output. All sizes are at least 1. */
 enum { RK_FILTER_LANES = 16 };
 
 typedef struct rk_problem {
