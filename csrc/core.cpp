@@ -199,7 +199,7 @@ size_t rk_spectrum_bytes(const rk_problem* problem) { return Core().algorithm(*p
 
 int rk_prepare(const rk_problem* problem, const float* weight, void* spectrum) {
     return run_alone(Call{problem, nullptr, const_cast<float*>(weight), spectrum, nullptr, nullptr, nullptr, 0},
-                         &Algorithm::prepare);
+                     &Algorithm::prepare);
 }
 
 int rk_run(const rk_problem* problem, void* input, float* weight, const void* spectrum, const float* bias,

@@ -179,7 +179,7 @@ static size_t full_workspace(const rk_problem& p) {
 
 // Calls `move(group, row, rows)` for all rows of some groups: row by row where groups share cache lines.
 template <class Move>
-static RK_INLINE void for_each_part(const Image& image, int64_t groups, Move move) {
+static RK_INLINE void move_rows(const Image& image, int64_t groups, Move move) {
     const int64_t rows = image.c == 1 ? 1 : image.rows;
     for (int64_t row = 0; row < image.rows; row += rows)
         for (int64_t g = 0; g < groups; g++) move(g, row, rows);
@@ -210,12 +210,12 @@ static void run_full(const Call& call) {
                 source[g] = flipped ? output : input;
                 target[g] = flipped ? input : output;
             }
-            for_each_part(source[0], groups, [&](int64_t g, int64_t row, int64_t rows) {
+            move_rows(source[0], groups, [&](int64_t g, int64_t row, int64_t rows) {
                 read_tile(source[g], row, 0, rows, cols, x + g * map + row * pitch, pitch);
             });
             for (int64_t g = 0; g < groups; g++)
                 multiply_map(p, factors + g * filter, x + g * map, y + g * map, scratch);
-            for_each_part(target[0], groups, [&](int64_t g, int64_t row, int64_t rows) {
+            move_rows(target[0], groups, [&](int64_t g, int64_t row, int64_t rows) {
                 write_tile(target[g], row, 0, rows, cols, y + g * map + row * pitch, pitch,
                            load_channels(call.bias, target[g]), p.relu);
             });

@@ -149,13 +149,16 @@ static void run_pixels(const Call& call) {
     const int64_t wanted = divide_up(2 * p.threads, parts * p.batch);
     const int64_t bands = at_least(divide_up(height, most), at_most(wanted, height));
     const int64_t jobs = parts * p.batch * bands;
+    // small maps: keep the filters for all images; large ones: no two threads in the same pixels
+    const bool part_first = height * columns.size <= 256;
 #pragma omp parallel num_threads(p.threads)
     {
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
         float* const filters = reinterpret_cast<float*>(call.workspace + thread * call.workspace_stride);
         int64_t read = -1;
         for (int64_t i = jobs * thread / threads; i < jobs * (thread + 1) / threads; i++) {
-            const int64_t part = i / (p.batch * bands), n = i / bands % p.batch, band = i % bands;
+            const int64_t part = part_first ? i / (p.batch * bands) : i % parts;
+            const int64_t place = part_first ? i % (p.batch * bands) : i / parts, n = place / bands, band = place % bands;
             const int64_t begin = groups * part / parts, end = groups * (part + 1) / parts;
             const auto filter = [&](int64_t group) { return filters + (group - begin) * K * K * kLanes; };
             for (int64_t group = begin; group < end && read != part; group++)
