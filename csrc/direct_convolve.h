@@ -164,7 +164,6 @@ static void run_tiles(const Call& call) {
                 read_tile(filter_image(p, call.weight, job.group), 0, 0, p.kernel_h, p.kernel_w, filter,
                           p.kernel_w * kLanes);
                 packed = job.group;
-                fetch_ahead(call, job.group);
             }
             correlate_tile(call, s, job, buffers);
         }

@@ -2,7 +2,9 @@
 // lies.
 //
 // A block of a few columns and rows goes through all its channels before the next one, so that each of its cache lines
-// comes once and is used whole. Each output is one sum.
+// comes once and is used whole. Images that outgrow the caches are read in the order of the memory by 3x3 filters:
+// blocks of one row, while the next row comes into the second level cache. Larger filters use each input so often that
+// blocks of many rows, whose inputs stay in the first level cache, are faster. Each output is one sum.
 #pragma once
 
 #include <omp.h>
@@ -12,11 +14,11 @@
 namespace RK_ISA {
 namespace direct {
 
-constexpr int64_t kBlockChannels = 256, kBlockBytes = 128 << 10;
+constexpr int64_t kBlockChannels = 256, kBlockBytes = 128 << 10, kWindowBytes = 192 << 10;
 
 // Groups of channels that a row of outputs is computed for, before the next row: as many as keep inputs and filters in
 // the first level cache, at least those that share a cache line.
-constexpr int groups_at_once(int taps) { return taps == 3 ? 128 / kLanes : 64 / int(sizeof(Vec)); }
+constexpr int groups_at_once(int taps) { return (taps == 3 ? 128 : kLineFloats) / kLanes; }
 
 // One group of channels of a map, and its filters; columns and rows of x that do not exist are left out.
 struct Channels {
@@ -127,14 +129,32 @@ struct Rows {
     int begin, end;
 };
 
+static RK_INLINE void fetch_pixels(const float* pixel, int64_t step, int count, int floats) {
+    for (int i = 0; i < count; i++, pixel += step)
+        for (int c = 0; c < floats; c += kLineFloats) __builtin_prefetch(pixel + c, 0, 2);
+}
+
+// Brings what the next row of outputs reads and writes into the second level cache.
+template <int K, int S>
+static RK_INLINE void fetch_next_row(const Channels& c, int count, int row, int col, int width) {
+    const int next = row + 1, floats = count * kLanes, x_col = col * S - c.pad_left + K / 2;
+    for (int i = 0; i < S; i++) {
+        const int x_row = next * S - c.pad_top + K - 1 - i;
+        fetch_pixels(c.x + x_row * c.x_pitch + x_col * c.x_step, c.x_step, width * S, floats);
+    }
+    fetch_pixels(c.y + next * c.y_pitch + col * c.y_step, c.y_step, width, floats);
+}
+
 // Outputs of some rows and columns for some groups.
 template <int K, int S>
-static RK_INLINE void convolve_block(const Channels* groups, int count, Rows rows, int col, int width) {
+static RK_INLINE void convolve_block(const Channels* groups, int count, Rows rows, int col, int width, bool fetch) {
     const Channels& c = groups[0];
     const int left = col * S - c.pad_left, next = left + (width - 1) * S + K;
     const ColumnsKernel convolve = ColumnsKernels<K, S>::table[left < 0 || next > c.x_cols][width - 1];
-    for (int row = rows.begin; row < rows.end; row++)
+    for (int row = rows.begin; row < rows.end; row++) {
+        if (fetch) fetch_next_row<K, S>(c, count, row, col, width);
         for (int i = 0; i < count; i++) convolve(groups[i], row, col);
+    }
 }
 
 template <int K, int S>
@@ -144,11 +164,14 @@ static void run_pixels(const Call& call) {
     const int64_t height = flipped ? p.in_h : p.out_h, channels = channels_at_once(p);
     const int64_t groups = group_count(p.channels), parts = divide_up(groups * kLanes, kBlockChannels);
     const Split columns(int(flipped ? p.in_w : p.out_w), cols_at_once(K));
-    const int64_t line = (cols_at_once(K) * S + K) * channels * int64_t(sizeof(float));
-    const int64_t most = at_least(2, (kBlockBytes / line - K) / S);
-    const int64_t wanted = divide_up(2 * p.threads, parts * p.batch);
-    const int64_t bands = at_least(divide_up(height, most), at_most(wanted, height));
-    const int64_t jobs = parts * p.batch * bands;
+    const int64_t pixel = channels * int64_t(sizeof(float)), line = (cols_at_once(K) * S + K) * pixel;
+    const bool by_rows = K == 3 && outgrows_caches(p);
+    // by rows: as many columns as keep the rows of a window in the second level cache
+    const Split chunks(columns.parts, by_rows ? int(at_least(1, kWindowBytes / (K * line))) : columns.parts);
+    const int64_t most = by_rows ? height : at_least(2, (kBlockBytes / line - K) / S);
+    const int64_t wanted = divide_up(2 * p.threads, parts * p.batch * chunks.parts);
+    const int64_t bands = at_least(divide_up(height, most), at_most(wanted, height)), pieces = bands * chunks.parts;
+    const int64_t jobs = parts * p.batch * pieces;
     // small maps: keep the filters for all images; large ones: no two threads in the same pixels
     const bool part_first = height * columns.size <= 256;
 #pragma omp parallel num_threads(p.threads)
@@ -157,22 +180,27 @@ static void run_pixels(const Call& call) {
         float* const filters = reinterpret_cast<float*>(call.workspace + thread * call.workspace_stride);
         int64_t read = -1;
         for (int64_t i = jobs * thread / threads; i < jobs * (thread + 1) / threads; i++) {
-            const int64_t part = part_first ? i / (p.batch * bands) : i % parts;
-            const int64_t place = part_first ? i % (p.batch * bands) : i / parts, n = place / bands, band = place % bands;
+            const int64_t part = part_first ? i / (p.batch * pieces) : i % parts;
+            const int64_t place = part_first ? i % (p.batch * pieces) : i / parts;
+            const int64_t n = place / pieces, band = place % pieces / chunks.parts;
+            const int chunk = int(place % chunks.parts);
             const int64_t begin = groups * part / parts, end = groups * (part + 1) / parts;
             const auto filter = [&](int64_t group) { return filters + (group - begin) * K * K * kLanes; };
             for (int64_t group = begin; group < end && read != part; group++)
                 read_filters(p, call.weight, first_channel(p, group), filter(group));
             read = part;
             const Rows rows = {int(height * band / bands), int(height * (band + 1) / bands)};
-            for (int block = 0; block < columns.parts; block++)
-                for (int64_t group = begin; group < end; group += groups_at_once(K)) {
-                    const int count = int(at_most(groups_at_once(K), end - group));
-                    Channels together[groups_at_once(K)];
-                    for (int j = 0; j < count; j++)
-                        together[j] = channels_of(call, n, first_channel(p, group + j), filter(group + j));
+            Channels all[kBlockChannels / kLanes];
+            for (int64_t group = begin; group < end; group++)
+                all[group - begin] = channels_of(call, n, first_channel(p, group), filter(group));
+            const int count = int(end - begin), at_once = by_rows ? count : groups_at_once(K);
+            const int step = by_rows ? 1 : rows.end - rows.begin;
+            for (int row = rows.begin; row < rows.end; row += step)
+                for (int block = chunks.begin(chunk); block < chunks.end(chunk); block++) {
                     const int col = columns.begin(block), width = columns.end(block) - col;
-                    convolve_block<K, S>(together, count, rows, col, width);
+                    for (int first = 0; first < count; first += at_once)
+                        convolve_block<K, S>(all + first, smaller(at_once, count - first), {row, row + step}, col, width,
+                                             by_rows);
                 }
         }
     }

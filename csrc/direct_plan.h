@@ -9,6 +9,7 @@ namespace direct {
 
 constexpr int64_t kTileBytes = 192 << 10;
 constexpr int64_t kTileCols = 280;
+constexpr int kLineFloats = 16;  // of a cache line
 constexpr int64_t kMinJobs = 32;  // a constant, so that results do not depend on the number of threads
 
 struct Tiling {
@@ -62,22 +63,17 @@ struct Buffers {
 static int64_t filter_floats(const rk_problem& p) { return int64_t(p.kernel_h) * p.kernel_w * kLanes; }
 static int64_t tile_floats(int64_t rows, int64_t cols) { return rows * pitch_of(cols); }
 
-constexpr int64_t kAheadBytes = 16 << 10;
-
-// Fetches the filters of the next group into the cache while this one is computed.
-static void fetch_ahead(const Call& call, int64_t group) {
-    const rk_problem& p = *call.problem;
-    const int64_t next = (group + 1) * kLanes, together = p.packed_weight ? RK_FILTER_LANES : kLanes;
-    const int64_t taps = int64_t(p.kernel_h) * p.kernel_w, bytes = taps * together * sizeof(float);
-    if (next >= p.channels || next % together || bytes > kAheadBytes) return;
-    const char* filters = reinterpret_cast<const char*>(call.weight + next * taps);
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(filters + i);
-}
-
 // Whether pixels `step` floats apart are read where they lie: filters of few columns use an input too rarely to pay for
 // a packed copy. But the rows that 7 taps reach evict each other from the first level cache at a multiple of 512 bytes.
 static bool reads_in_place(int64_t taps, int64_t step) {
     return taps == 3 || taps == 5 || (taps == 7 && step % 128 != 0);
+}
+
+constexpr int64_t kCachedBytes = 4 << 20;  // measured
+
+// Whether the images are so large that fetching them ahead pays.
+static bool outgrows_caches(const rk_problem& p) {
+    return p.batch * p.channels * (p.in_h * p.in_w + p.out_h * p.out_w) * int64_t(sizeof(float)) > kCachedBytes;
 }
 
 // Part of an axis that a tile of outputs reads.

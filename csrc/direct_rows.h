@@ -1,7 +1,8 @@
 // Small filters on tensors whose columns are adjacent (NCHW): lanes over columns, nothing is packed or transposed.
 //
 // A strip of T vectors of columns runs down the map. The sums of the K rows of outputs that an input row reaches are in
-// registers; each input row is loaded once for each of the K columns of taps.
+// registers; each input row is loaded once for each of the K columns of taps. Strips read memory in short pieces, too
+// short for the processor to foresee, so each brings its part of what follows into the second level cache.
 #pragma once
 
 #include <omp.h>
@@ -25,8 +26,12 @@ struct Plane {
     int y_rows, y_cols;
     float bias;
     bool relu;
+    bool fetches;
+    const float *next_x, *next_y;  // the rows to fetch
 };
 
+constexpr int64_t kPieceBytes = 64 << 10;  // of rows between two fetches
+constexpr int64_t kForeseenBytes = 4 << 10;  // the processor fetches what follows so little by itself
 constexpr int kMaxStrip = 4;
 #if RK_LANES == 16 || defined(__aarch64__)  // 32 vector registers
 constexpr int strip_of(int taps) { return taps == 7 ? 3 : 4; }
@@ -51,8 +56,17 @@ static void convolve_strip(const Plane& p, int col, int begin, int end) {
     const int last = smaller(p.y_cols - col - (T - 1) * kLanes, kLanes);
     const float* x = p.x + (begin - p.pad_top) * p.x_pitch + col - p.pad_left;
     float* y = p.y + (begin - K + 1) * p.y_pitch + col;
+    const float *next_x = p.fetches ? p.next_x + col : nullptr, *next_y = p.fetches ? p.next_y + col : nullptr;
     for (int i = begin; i < end + K - 1; i++, x += p.x_pitch, y += p.y_pitch) {
         const int row = i - p.pad_top;
+        if (p.fetches) {
+            for (int c = 0; c < T * kLanes; c += kLineFloats) {
+                __builtin_prefetch(next_x + c, 0, 2);
+                __builtin_prefetch(next_y + c, 1, 2);
+            }
+            next_x += p.x_pitch;
+            next_y += p.y_pitch;
+        }
         if (row >= 0 && row < p.x_rows) {
 #pragma GCC unroll 8
             for (int l = 0; l < K; l++) {
@@ -153,18 +167,28 @@ static Plane plane_of(const Call& call, int64_t n, int64_t channel) {
 
 static void run_rows(const Call& call) {
     const rk_problem& p = *call.problem;
-    const int64_t planes = p.batch * p.channels, rows = p.pass == RK_GRAD_INPUT ? p.in_h : p.out_h;
-    const int64_t bands = at_least(1, at_most(divide_up(kMinJobs, planes), rows / 8));
-    const int64_t jobs = planes * bands;
+    const bool flipped = p.pass == RK_GRAD_INPUT;
+    const int64_t planes = p.batch * p.channels, rows = flipped ? p.in_h : p.out_h, cols = flipped ? p.in_w : p.out_w;
+    const int64_t plane_bytes = rows * cols * int64_t(sizeof(float));
+    const int64_t wanted = at_least(divide_up(kMinJobs, planes), divide_up(plane_bytes, kPieceBytes));
+    const int64_t bands = at_least(1, at_most(wanted, rows / 8)), jobs = planes * bands;
+    const bool fetches = outgrows_caches(p) && plane_bytes / bands > kForeseenBytes;
+    const auto first_row = [&](int64_t job) { return rows * (job % bands) / bands; };
+    const auto plane = [&](int64_t job) { return plane_of(call, job / bands / p.channels, job / bands % p.channels); };
     void (*const convolve)(const Plane&, int, int) =
         p.kernel_w == 3 ? convolve_plane<3> : p.kernel_w == 5 ? convolve_plane<5> : convolve_plane<7>;
 #pragma omp parallel num_threads(p.threads)
     {
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
         for (int64_t i = jobs * thread / threads; i < jobs * (thread + 1) / threads; i++) {
-            const int64_t plane = i / bands, band = i % bands;
-            convolve(plane_of(call, plane / p.channels, plane % p.channels), int(rows * band / bands),
-                     int(rows * (band + 1) / bands));
+            Plane now = plane(i);
+            now.fetches = fetches && i + 1 < jobs;
+            if (now.fetches) {
+                const Plane next = plane(i + 1);
+                now.next_x = next.x + first_row(i + 1) * next.x_pitch;
+                now.next_y = next.y + first_row(i + 1) * next.y_pitch;
+            }
+            convolve(now, int(first_row(i)), int(rows * (i % bands + 1) / bands));
         }
     }
 }

@@ -170,6 +170,16 @@ def test_small_filters_along_channels(isa, stride, taps, channels):
 
 
 @each_isa
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("shape", [(3, 38, 90, 104), (1, 520, 40, 66), (1, 3, 610, 620)])
+@pytest.mark.parametrize(("taps", "stride"), [(3, 1), (3, 2), (7, 1)])
+def test_small_filters_on_images_that_outgrow_the_caches(isa, taps, stride, shape, layout):
+    with native.force_isa(isa):
+        for padding in ((taps // 2,) * 4, (0, 1, 2, 0)):
+            check(shape, (taps, taps), padding, (stride, stride), layout=layout)
+
+
+@each_isa
 @pytest.mark.parametrize("channels", [37, 128])
 @pytest.mark.parametrize("taps", [3, 7])
 def test_small_filters_packed_or_not_give_the_same(isa, taps, channels):
