@@ -15,7 +15,7 @@ static bool supports(const rk_problem& p) {
 }
 
 static size_t workspace_bytes(const rk_problem& p) {
-    if (p.pass == RK_GRAD_WEIGHT) return weight_workspace(weight_plan(p));
+    if (p.pass == RK_GRAD_WEIGHT) return weight_workspace(p);
     if (suits_full(p)) return full_workspace(p);
     if (suits_pixels(p)) return pixels_workspace(p);
     Call call = {};

@@ -1,7 +1,7 @@
 // Weight gradient of the direct algorithm: filters, or some of their rows, in parallel; images one after the other.
 //
-// Workspace of one thread: two packed filters, a tile of the output gradient and one of the input, of kTileBytes (more
-// when a few rows need more).
+// Workspace of one thread: two packed filters for each group of channels that shares a cache line, a tile of the output
+// gradient and one of the input, of kTileBytes (more when a few rows need more).
 #pragma once
 
 #include <omp.h>
@@ -44,9 +44,15 @@ static WeightFloats weight_floats(const WeightPlan& plan) {
             tile_floats(t.rows + plan.block_rows - 1, t.cols + plan.taps_w - 1)};
 }
 
-static size_t weight_workspace(const WeightPlan& plan) {
-    const WeightFloats f = weight_floats(plan);
-    return (2 * f.filter + f.gradient + f.x) * sizeof(float);
+// Groups whose channels share cache lines go through each image one after the other, if enough are left for the threads.
+static int64_t groups_together(const rk_problem& p) {
+    const int64_t in_line = p.dtype == RK_F32 && p.input_stride[1] == 1 ? at_least(1, kLineFloats / kLanes) : 1;
+    return group_count(p.channels) >= 2 * p.threads * in_line ? in_line : 1;
+}
+
+static size_t weight_workspace(const rk_problem& p) {
+    const WeightFloats f = weight_floats(weight_plan(p));
+    return (2 * groups_together(p) * f.filter + f.gradient + f.x) * sizeof(float);
 }
 
 // Adds one image's gradient of the taps [begin, begin + rows) of a phase to buffers.y, or stores it there.
@@ -104,33 +110,37 @@ static void run_weight_gradient(const Call& call) {
     const WeightPlan plan = weight_plan(p);
     const WeightFloats floats = weight_floats(plan);
     const int64_t phases_h = plan.a.h.stride, phases_w = plan.a.w.stride;
-    const int64_t jobs = group_count(p.channels) * phases_h * phases_w * plan.blocks;
+    const int64_t groups = group_count(p.channels), together = groups_together(p);
+    const int64_t jobs = divide_up(groups, together) * phases_h * phases_w * plan.blocks;
     const int64_t images = divide_up(kProductsPerLevel, p.out_h * p.out_w);
 #pragma omp parallel num_threads(p.threads)
     {
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        Buffers buffers;
-        buffers.y = reinterpret_cast<float*>(call.workspace + thread * call.workspace_stride);
-        buffers.sum = buffers.y + floats.filter;
-        float* gradient = buffers.sum + floats.filter;
-        buffers.x = gradient + floats.gradient;
+        float* const sums = reinterpret_cast<float*>(call.workspace + thread * call.workspace_stride);
+        float* const gradient = sums + 2 * together * floats.filter;
+        float* const x = gradient + floats.gradient;
         for (int64_t i = jobs * thread / threads; i < jobs * (thread + 1) / threads; i++) {
             const int64_t begin = i % plan.blocks * plan.block_rows, unit = i / plan.blocks;
             const int64_t stride_w = unit % phases_w, stride_h = unit / phases_w % phases_h;
-            const int64_t group = unit / phases_w / phases_h;
-            const Image weight = lattice_of(filter_image(p, call.weight, group), phase(plan.a.h, stride_h).taps,
-                                            phase(plan.a.w, stride_w).taps);
-            const int64_t rows = at_most(plan.block_rows, weight.rows - begin);
-            if (rows <= 0 || !weight.cols) continue;
-            clear(buffers.sum, rows * weight.cols);
-            for (int64_t n = 0; n < p.batch; n++) {
-                add_image_gradient(call, plan, n, group, stride_h, stride_w, begin, rows, n % images > 0, gradient,
-                                   buffers);
-                if (n % images == images - 1 || n == p.batch - 1)
-                    for (int64_t k = 0; k < rows * weight.cols * kLanes; k += kLanes)
-                        store(buffers.sum + k, load(buffers.sum + k) + load(buffers.y + k));
-            }
-            write_tile(weight, begin, 0, rows, weight.cols, buffers.sum, weight.cols * kLanes, Vec{}, false);
+            const int64_t first = unit / phases_w / phases_h * together, count = at_most(together, groups - first);
+            const auto weight = [&](int64_t g) {
+                return lattice_of(filter_image(p, call.weight, first + g), phase(plan.a.h, stride_h).taps,
+                                  phase(plan.a.w, stride_w).taps);
+            };
+            const int64_t rows = at_most(plan.block_rows, weight(0).rows - begin), cols = weight(0).cols;
+            if (rows <= 0 || !cols) continue;
+            clear(sums, together * floats.filter / kLanes);
+            for (int64_t n = 0; n < p.batch; n++)
+                for (int64_t g = 0; g < count; g++) {
+                    float *sum = sums + g * floats.filter, *y = sum + together * floats.filter;
+                    add_image_gradient(call, plan, n, first + g, stride_h, stride_w, begin, rows, n % images > 0,
+                                       gradient, {nullptr, x, y});
+                    if (n % images == images - 1 || n == p.batch - 1)
+                        for (int64_t k = 0; k < rows * cols * kLanes; k += kLanes)
+                            store(sum + k, load(sum + k) + load(y + k));
+                }
+            for (int64_t g = 0; g < count; g++)
+                write_tile(weight(g), begin, 0, rows, cols, sums + g * floats.filter, cols * kLanes, Vec{}, false);
         }
     }
 }

@@ -57,7 +57,7 @@ static Image lattice_of(Image image, const Lattice& h, const Lattice& w) {
 
 struct Buffers {
     const float* filter;
-    float *x, *y, *sum;
+    float *x, *y;
 };
 
 static int64_t filter_floats(const rk_problem& p) { return int64_t(p.kernel_h) * p.kernel_w * kLanes; }
