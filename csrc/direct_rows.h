@@ -30,7 +30,7 @@ struct Plane {
     const float *next_x, *next_y;  // the rows to fetch
 };
 
-constexpr int64_t kPieceBytes = 64 << 10;  // of rows between two fetches
+constexpr int64_t kPieceBytes = 64 << 10;    // of a band of rows, fetched while the one before it is computed
 constexpr int64_t kForeseenBytes = 4 << 10;  // the processor fetches what follows so little by itself
 constexpr int kMaxStrip = 4;
 #if RK_LANES == 16 || defined(__aarch64__)  // 32 vector registers
@@ -170,8 +170,9 @@ static void run_rows(const Call& call) {
     const bool flipped = p.pass == RK_GRAD_INPUT;
     const int64_t planes = p.batch * p.channels, rows = flipped ? p.in_h : p.out_h, cols = flipped ? p.in_w : p.out_w;
     const int64_t plane_bytes = rows * cols * int64_t(sizeof(float));
-    const int64_t wanted = at_least(divide_up(kMinJobs, planes), divide_up(plane_bytes, kPieceBytes));
-    const int64_t bands = at_least(1, at_most(wanted, rows / 8)), jobs = planes * bands;
+    const int64_t for_threads = at_most(divide_up(kMinJobs, planes), rows / 8);
+    const int64_t for_caches = at_most(divide_up(plane_bytes, kPieceBytes), rows / 32);  // rows are read again at borders
+    const int64_t bands = at_least(1, at_least(for_threads, for_caches)), jobs = planes * bands;
     const bool fetches = outgrows_caches(p) && plane_bytes / bands > kForeseenBytes;
     const auto first_row = [&](int64_t job) { return rows * (job % bands) / bands; };
     const auto plane = [&](int64_t job) { return plane_of(call, job / bands / p.channels, job / bands % p.channels); };
