@@ -1,6 +1,6 @@
 """Compare algorithm="auto" with PyTorch's faster memory format over a grid of sizes.
 
-    python benchmarks/auto_never_slower.py [--every N] [--slower-than 0.95]
+    python benchmarks/auto_never_slower.py [--kernel-sizes 3 5 7] [--every N] [--slower-than 0.95]
     python benchmarks/auto_never_slower.py --rows rows.jsonl --seconds 80  # again until all is done
 
 Prints the cases where "auto" is slower than asked for, the worst first, and the quantiles of all.
@@ -34,12 +34,14 @@ PART_CHANNELS = 16
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kernel-sizes", type=int, nargs="+", default=KERNEL_SIZES)
     parser.add_argument("--every", type=int, default=1, help="measure every N-th case of the grid")
     parser.add_argument("--slower-than", type=float, default=0.95)
     parser.add_argument("--rows", type=Path, help="keep what is measured in this file")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     arguments = parser.parse_args()
-    grid = list(itertools.product(MAPS, BATCHES, CHANNELS, KERNEL_SIZES))[:: arguments.every]
+    grid = list(itertools.product(MAPS, BATCHES, CHANNELS, arguments.kernel_sizes))
+    grid = grid[:: arguments.every]
     cases = [Case(batch, channels, size, (k, k)) for size, batch, channels, k in grid]
     path = arguments.rows
     kept = path.read_text().splitlines() if path and path.exists() else []

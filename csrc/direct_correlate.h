@@ -46,7 +46,7 @@ static WeightFloats weight_floats(const WeightPlan& plan) {
 
 // Groups whose channels share cache lines go through each image one after the other, if enough are left for the threads.
 static int64_t groups_together(const rk_problem& p) {
-    const int64_t in_line = p.dtype == RK_F32 && p.input_stride[1] == 1 ? at_least(1, kLineFloats / kLanes) : 1;
+    const int64_t in_line = p.dtype == RK_F32 && p.input_stride[1] == 1 ? kLine / kLanes : 1;
     return group_count(p.channels) >= 2 * p.threads * in_line ? in_line : 1;
 }
 

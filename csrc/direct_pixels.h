@@ -18,7 +18,7 @@ constexpr int64_t kBlockChannels = 256, kBlockBytes = 128 << 10, kWindowBytes = 
 
 // Groups of channels that a row of outputs is computed for, before the next row: as many as keep inputs and filters in
 // the first level cache, at least those that share a cache line.
-constexpr int groups_at_once(int taps) { return (taps == 3 ? 128 : kLineFloats) / kLanes; }
+constexpr int groups_at_once(int taps) { return (taps == 3 ? 128 : int(kLine)) / kLanes; }
 
 // One group of channels of a map, and its filters; columns and rows of x that do not exist are left out.
 struct Channels {
@@ -131,7 +131,7 @@ struct Rows {
 
 static RK_INLINE void fetch_pixels(const float* pixel, int64_t step, int count, int floats) {
     for (int i = 0; i < count; i++, pixel += step)
-        for (int c = 0; c < floats; c += kLineFloats) __builtin_prefetch(pixel + c, 0, 2);
+        for (int c = 0; c < floats; c += int(kLine)) __builtin_prefetch(pixel + c, 0, 2);
 }
 
 // Brings what the next row of outputs reads and writes into the second level cache.
@@ -164,7 +164,7 @@ static void run_pixels(const Call& call) {
     const int64_t height = flipped ? p.in_h : p.out_h, channels = channels_at_once(p);
     const int64_t groups = group_count(p.channels), parts = divide_up(groups * kLanes, kBlockChannels);
     const Split columns(int(flipped ? p.in_w : p.out_w), cols_at_once(K));
-    const int64_t pixel = channels * int64_t(sizeof(float)), line = (cols_at_once(K) * S + K) * pixel;
+    const int64_t line = (cols_at_once(K) * S + K) * channels * int64_t(sizeof(float));
     const bool by_rows = K == 3 && outgrows_caches(p);
     // by rows: as many columns as keep the rows of a window in the second level cache
     const Split chunks(columns.parts, by_rows ? int(at_least(1, kWindowBytes / (K * line))) : columns.parts);

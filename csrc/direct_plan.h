@@ -9,7 +9,6 @@ namespace direct {
 
 constexpr int64_t kTileBytes = 192 << 10;
 constexpr int64_t kTileCols = 280;
-constexpr int kLineFloats = 16;  // of a cache line
 constexpr int64_t kMinJobs = 32;  // a constant, so that results do not depend on the number of threads
 
 struct Tiling {

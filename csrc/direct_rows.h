@@ -26,8 +26,7 @@ struct Plane {
     int y_rows, y_cols;
     float bias;
     bool relu;
-    bool fetches;
-    const float *next_x, *next_y;  // the rows to fetch
+    const float *next_x, *next_y;  // the rows to fetch, or null
 };
 
 constexpr int64_t kPieceBytes = 64 << 10;    // of a band of rows, fetched while the one before it is computed
@@ -38,6 +37,15 @@ constexpr int strip_of(int taps) { return taps == 7 ? 3 : 4; }
 #else
 constexpr int strip_of(int taps) { return taps == 7 ? 1 : taps == 5 ? 2 : 3; }
 #endif
+
+// Brings T vectors of columns of a row that follows into the second level cache.
+template <int T>
+static RK_INLINE void fetch_strip(const Plane& p, int row, int col) {
+    for (int c = col; c < col + T * kLanes; c += int(kLine)) {
+        __builtin_prefetch(p.next_x + row * p.x_pitch + c, 0, 2);
+        __builtin_prefetch(p.next_y + row * p.y_pitch + c, 1, 2);
+    }
+}
 
 // Outputs of T vectors of columns from `col`, in the rows from `begin` to before `end`. Edge: some columns of x do not
 // exist.
@@ -56,17 +64,9 @@ static void convolve_strip(const Plane& p, int col, int begin, int end) {
     const int last = smaller(p.y_cols - col - (T - 1) * kLanes, kLanes);
     const float* x = p.x + (begin - p.pad_top) * p.x_pitch + col - p.pad_left;
     float* y = p.y + (begin - K + 1) * p.y_pitch + col;
-    const float *next_x = p.fetches ? p.next_x + col : nullptr, *next_y = p.fetches ? p.next_y + col : nullptr;
     for (int i = begin; i < end + K - 1; i++, x += p.x_pitch, y += p.y_pitch) {
         const int row = i - p.pad_top;
-        if (p.fetches) {
-            for (int c = 0; c < T * kLanes; c += kLineFloats) {
-                __builtin_prefetch(next_x + c, 0, 2);
-                __builtin_prefetch(next_y + c, 1, 2);
-            }
-            next_x += p.x_pitch;
-            next_y += p.y_pitch;
-        }
+        if (p.next_x) fetch_strip<T>(p, i - begin, col);
         if (row >= 0 && row < p.x_rows) {
 #pragma GCC unroll 8
             for (int l = 0; l < K; l++) {
@@ -146,7 +146,7 @@ static Plane plane_of(const Call& call, int64_t n, int64_t channel) {
     const int taps = p.kernel_w, corner = flipped ? taps * taps - 1 : 0, direction = flipped ? -1 : 1;
     const float* input = static_cast<const float*>(call.input) + n * p.input_stride[0] + channel * p.input_stride[1];
     const float* output = static_cast<const float*>(call.output) + n * p.output_stride[0] + channel * p.output_stride[1];
-    Plane plane;
+    Plane plane = {};
     plane.x = flipped ? output : input;
     plane.x_pitch = flipped ? p.output_stride[2] : p.input_stride[2];
     plane.x_rows = int(flipped ? p.out_h : p.in_h);
@@ -183,8 +183,7 @@ static void run_rows(const Call& call) {
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
         for (int64_t i = jobs * thread / threads; i < jobs * (thread + 1) / threads; i++) {
             Plane now = plane(i);
-            now.fetches = fetches && i + 1 < jobs;
-            if (now.fetches) {
+            if (fetches && i + 1 < jobs) {
                 const Plane next = plane(i + 1);
                 now.next_x = next.x + first_row(i + 1) * next.x_pitch;
                 now.next_y = next.y + first_row(i + 1) * next.y_pitch;

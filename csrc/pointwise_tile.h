@@ -22,7 +22,7 @@ constexpr int kTileRows = 12 / kVectors;
 #endif
 constexpr int64_t kDepth = 16 * 1024 / 4 / kTileColumns;  // channels whose weights for a tile are 16 KiB
 constexpr int64_t kCachedFloats = 1024 * 1024 / 4;  // rows that a thread walks through for every group: 1 MiB
-constexpr int64_t kStep = 4, kLine = 16;
+constexpr int64_t kStep = 4;
 
 struct Product {
     const float* input;

@@ -16,6 +16,7 @@
 namespace RK_ISA {
 
 constexpr int kLanes = RK_LANES;
+constexpr int64_t kLine = 16;  // floats of a cache line
 typedef float Vec __attribute__((vector_size(RK_LANES * 4)));
 typedef uint32_t UVec __attribute__((vector_size(RK_LANES * 4)));
 
