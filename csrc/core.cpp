@@ -8,10 +8,19 @@
 
 #include "kernels.h"
 
+#if defined(RK_HAVE_AMX) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #endif
 
+#ifdef RK_HAVE_AMX
+RK_DECLARE_KERNELS(amx);
+#endif
 #ifdef RK_HAVE_AVX512
 RK_DECLARE_KERNELS(avx512);
 #endif
@@ -28,7 +37,7 @@ struct Candidate {
 };
 
 [[maybe_unused]] bool has_avx512() {
-#ifdef RK_HAVE_AVX512
+#if defined(RK_HAVE_AVX512) || defined(RK_HAVE_AMX)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #else
@@ -44,8 +53,24 @@ struct Candidate {
 #endif
 }
 
+// AVX-512 with tiles, whose registers Linux lends to a process that asks for them.
+[[maybe_unused]] bool has_amx() {
+#if defined(RK_HAVE_AMX) && defined(__linux__)
+    constexpr unsigned kNeeded = 1u << 22 | 1u << 24;  // bfloat16 products, tiles
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    unsigned a, b, c, features;
+    const bool known = has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &features);
+    return known && (features & kNeeded) == kNeeded && !syscall(SYS_arch_prctl, kRequestPermission, kTileData);
+#else
+    return false;
+#endif
+}
+
 const Candidate* candidates(int* count) {
     static const Candidate list[] = {
+#ifdef RK_HAVE_AMX
+        {&rk_kernels_amx, has_amx()},
+#endif
 #ifdef RK_HAVE_AVX512
         {&rk_kernels_avx512, has_avx512()},
 #endif

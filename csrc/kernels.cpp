@@ -1,14 +1,15 @@
-// The table of one instruction set: compiled once for each, with RK_ISA, RK_ISA_NAME and RK_LANES defined.
+// The table of one instruction set: compiled once for each, with RK_ISA, RK_ISA_NAME and RK_LANES defined, and RK_DEPTHWISE,
+// the instruction set whose depthwise algorithms it has.
 #include "kernels.h"
 
 #include "norm.h"
 #include "peak.h"
 #include "pointwise.h"
 
-namespace RK_ISA {
+namespace RK_DEPTHWISE {
 const Algorithm& direct_algorithm();
 const Algorithm& fft_algorithm();
-}  // namespace RK_ISA
+}  // namespace RK_DEPTHWISE
 
 #define RK_TABLE_NAME2(isa) rk_kernels_##isa
 #define RK_TABLE_NAME(isa) RK_TABLE_NAME2(isa)
@@ -16,7 +17,7 @@ const Algorithm& fft_algorithm();
 extern "C" const Kernels RK_TABLE_NAME(RK_ISA);
 extern "C" const Kernels RK_TABLE_NAME(RK_ISA) = {
     RK_ISA_NAME,
-    {RK_ISA::direct_algorithm, RK_ISA::fft_algorithm},
+    {RK_DEPTHWISE::direct_algorithm, RK_DEPTHWISE::fft_algorithm},
     RK_ISA::fma_peak,
     RK_ISA::pointwise::workspace_bytes,
     RK_ISA::pointwise::run,

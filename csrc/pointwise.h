@@ -1,6 +1,9 @@
 // Pointwise (1x1) convolution, and two of them with the hidden rows in cache.
 #pragma once
 
+#ifdef __AMX_BF16__
+#include "pointwise_amx.h"
+#endif
 #include "pointwise_rows.h"
 #include "pointwise_strassen.h"
 
@@ -22,44 +25,41 @@ static Product product(const rk_layer& layer, int64_t rows, const float* input, 
             layer.activation};
 }
 
-static bool suits_strassen(const Products& c) {
-    return strassen_pays(*c.first, c.pixels) && (!c.second || strassen_pays(*c.second, c.pixels));
-}
+// A way to compute one product, or two of which the second reads what the first writes.
+struct Method {
+    int64_t (*workspace_floats)(const Product& first, const Product* second, int64_t rows, int threads);
+    void (*run)(const Product& first, const Product* second, int64_t rows, int threads, float* workspace);
+};
 
-// Whether each thread takes some rows through both layers: hidden channels outweigh the weights.
-static bool suits_rows(const Products& c) {
-    return c.images * c.pixels > c.first->in_channels + c.second->out_channels;
-}
-
-static int64_t workspace_floats(const Products& c, int64_t rows) {
-    const Product first = product(*c.first, rows, nullptr, nullptr, nullptr);
-    if (!c.second)
-        return suits_strassen(c) ? by_strassen_floats(first, nullptr, rows, c.threads)
-                                 : one_by_rows_floats(first, c.threads);
-    const Product second = product(*c.second, rows, nullptr, nullptr, nullptr);
-    if (suits_strassen(c)) return by_strassen_floats(first, &second, rows, c.threads);
-    if (suits_rows(c)) return pair_by_rows_floats(first, second, rows, c.threads);
-    return pair_by_layers_floats(first, second, rows, c.threads);
+// The method for some layers, none of whose results depend on the number of images and threads: by rows if each thread
+// had better take some rows through all layers, as the rows outweigh the weights.
+static Method method_of(const Products& c) {
+    const rk_layer &first = *c.first, &last = c.second ? *c.second : first;
+    const bool by_rows = c.images * c.pixels > first.in_channels + last.out_channels;
+#ifdef __AMX_BF16__
+    if (amx_pays(first, c.pixels) && amx_pays(last, c.pixels))
+        return by_rows ? Method{amx_by_rows_floats, amx_by_rows} : Method{amx_by_layers_floats, amx_by_layers};
+#endif
+    if (strassen_pays(first, c.pixels) && strassen_pays(last, c.pixels)) return {by_strassen_floats, by_strassen};
+    if (!c.second) return {one_by_rows_floats, one_by_rows};
+    return by_rows ? Method{pair_by_rows_floats, pair_by_rows} : Method{pair_by_layers_floats, pair_by_layers};
 }
 
 static size_t workspace_bytes(const Products& c) {
     const int64_t rows = c.images * c.pixels;
-    return rows ? workspace_floats(c, rows) * sizeof(float) : 0;
+    if (!rows) return 0;
+    const Product first = product(*c.first, rows, nullptr, nullptr, nullptr);
+    const Product second = product(c.second ? *c.second : *c.first, rows, nullptr, nullptr, nullptr);
+    return method_of(c).workspace_floats(first, c.second ? &second : nullptr, rows, c.threads) * sizeof(float);
 }
 
 static void run(const Products& c, const float* input, const float* residual, float* output, float* workspace) {
     const int64_t rows = c.images * c.pixels;
     if (!rows) return;
-    if (!c.second) {
-        const Product p = product(*c.first, rows, input, residual, output);
-        return suits_strassen(c) ? by_strassen(p, nullptr, rows, c.threads, workspace)
-                                 : one_by_rows(p, rows, c.threads, workspace);
-    }
-    const Product first = product(*c.first, rows, input, nullptr, nullptr);
+    const Method method = method_of(c);
+    if (!c.second) return method.run(product(*c.first, rows, input, residual, output), nullptr, rows, c.threads, workspace);
     const Product second = product(*c.second, rows, nullptr, residual, output);
-    if (suits_strassen(c)) return by_strassen(first, &second, rows, c.threads, workspace);
-    if (suits_rows(c)) return pair_by_rows(first, second, rows, c.threads, workspace);
-    pair_by_layers(first, second, rows, c.threads, workspace);
+    method.run(product(*c.first, rows, input, nullptr, nullptr), &second, rows, c.threads, workspace);
 }
 
 }  // namespace pointwise

@@ -140,9 +140,11 @@ static void compute_shared(const Product& p, const Product& next, int64_t rows, 
 }
 
 // Each has the floats of workspace that it needs before it.
-static int64_t one_by_rows_floats(const Product& p, int threads) { return own_floats(p) * threads; }
+static int64_t one_by_rows_floats(const Product& p, const Product*, int64_t, int threads) {
+    return own_floats(p) * threads;
+}
 
-static void one_by_rows(const Product& p, int64_t rows, int threads, float* workspace) {
+static void one_by_rows(const Product& p, const Product*, int64_t rows, int threads, float* workspace) {
 #pragma omp parallel num_threads(threads)
     compute_shared(p, p, rows, threads, workspace + omp_get_thread_num() * own_floats(p));
 }
@@ -158,12 +160,13 @@ static PairBlock pair_block(const Product& first, const Product& second, int64_t
     return {block, working, working + block * padded(second.depth)};
 }
 
-static int64_t pair_by_rows_floats(const Product& first, const Product& second, int64_t rows, int threads) {
-    return pair_block(first, second, rows, threads).floats * threads;
+static int64_t pair_by_rows_floats(const Product& first, const Product* second, int64_t rows, int threads) {
+    return pair_block(first, *second, rows, threads).floats * threads;
 }
 
 // Every thread takes some rows through both layers; their hidden channels never leave its cache.
-static void pair_by_rows(const Product& first, const Product& second, int64_t rows, int threads, float* workspace) {
+static void pair_by_rows(const Product& first, const Product* last, int64_t rows, int threads, float* workspace) {
+    const Product& second = *last;
     const PairBlock block = pair_block(first, second, rows, threads);
 #pragma omp parallel num_threads(threads)
     {
@@ -186,12 +189,13 @@ static void pair_by_rows(const Product& first, const Product& second, int64_t ro
 static int64_t layer_floats(const Product& first, const Product& second) {
     return larger(own_floats(first), sum_floats(second.depth));
 }
-static int64_t pair_by_layers_floats(const Product& first, const Product& second, int64_t rows, int threads) {
-    return layer_floats(first, second) * threads + rows * padded(second.depth);
+static int64_t pair_by_layers_floats(const Product& first, const Product* second, int64_t rows, int threads) {
+    return layer_floats(first, *second) * threads + rows * padded(second->depth);
 }
 
 // One layer after the other: each thread reads all rows and its part of the weights.
-static void pair_by_layers(Product first, Product second, int64_t rows, int threads, float* workspace) {
+static void pair_by_layers(const Product& up, const Product* down, int64_t rows, int threads, float* workspace) {
+    Product first = up, second = *down;
     const int64_t own = layer_floats(first, second);
     first.output = workspace + own * threads;
     second.input = first.output;

@@ -43,7 +43,7 @@ struct Span {
 
 static RK_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static RK_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-static RK_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static RK_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static RK_INLINE Span part(int64_t size, int64_t parts, int64_t i) {
     return {size * i / parts, size * (i + 1) / parts};
 }

@@ -347,14 +347,14 @@ struct Layer {
 };
 
 // Worst error, relative to the largest output, of one pointwise layer or of a pair; one in twenty so large that Strassen's
-// method computes it.
+// method or AMX computes it.
 double pointwise_error() {
     const bool large = pick(0, 19) == 0, is_pair = pick(0, 1), with_residual = pick(0, 1);
     const int64_t images = pick(1, 3), threads = pick(1, 3);
     const int64_t inputs = large ? pick({512, 544, 1120}) : pick({pick(1, 70), pick(250, 600), 1024});
-    const int64_t hidden = is_pair ? large ? 576 : pick(1, 300) : inputs;
-    const int64_t outputs = large ? pick({512, 640}) : pick(1, 70);
-    const int64_t rows = images * (large ? 2 * pick(48, 70) : pick(1, inputs > 70 ? 7 : 70));
+    const int64_t hidden = is_pair ? large ? pick({576, 601}) : pick(1, 300) : inputs;
+    const int64_t outputs = large ? pick({512, 640, 77}) : pick(1, 70);
+    const int64_t rows = images * (large ? pick({2 * pick(48, 70), pick(33, 800)}) : pick(1, inputs > 70 ? 7 : 70));
     const int activation = pick({RK_IDENTITY, RK_RELU, RK_GELU});
     Layer first(inputs, is_pair ? hidden : outputs, activation), second(hidden, outputs, RK_IDENTITY);
     Floats x(rows * inputs), residual(rows * outputs), y(rows * outputs);

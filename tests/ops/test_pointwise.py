@@ -133,13 +133,21 @@ def test_no_rows(isa):
     assert pointwise(x, large).shape == pointwise_pair(x, large, large).shape == x.shape
 
 
+# images, map, in, hidden, out: which method computes them depends on the instruction set (Strassen's, AMX)
+LARGE = [
+    (1, (10, 11), 544, 1152, 512),  # several blocks of channels
+    (3, (10, 11), 544, 1152, 512),  # and chunks or turns of rows
+    (2, (20, 21), 96, 301, 85),  # more rows than weights, channels that fill no tile
+    (1, (29, 30), 1056, 640, 97),  # an odd number of tiles of rows
+]
+
+
 @pytest.mark.parametrize("activation", ACTIVATE)
-@pytest.mark.parametrize("images", [1, 3])
-def test_large_layers_by_strassen(isa, images, activation):
-    """Also with more than one block of 256 channels, chunk of rows, and rows for each thread."""
-    x, residual = randn(images, 544, 10, 11, seed=5), randn(images, 512, 10, 11, seed=6)
-    first, exact_first = layer(544, 1152, activation)
-    second, exact_second = layer(1152, 512, seed=3)
+@pytest.mark.parametrize(("images", "size", "inputs", "width", "outputs"), LARGE)
+def test_large_layers(isa, images, size, inputs, width, outputs, activation):
+    x, residual = randn(images, inputs, *size, seed=5), randn(images, outputs, *size, seed=6)
+    first, exact_first = layer(inputs, width, activation)
+    second, exact_second = layer(width, outputs, seed=3)
     hidden = exactly(x.permute(0, 2, 3, 1), exact_first)
     assert_near(pointwise(x, first), hidden.permute(0, 3, 1, 2))
     expected = exactly(hidden, exact_second).permute(0, 3, 1, 2) + residual
@@ -147,17 +155,37 @@ def test_large_layers_by_strassen(isa, images, activation):
     assert_near(pointwise(pointwise(x, first), second, residual, overwrite=True), expected)
 
 
-def test_large_layers_take_fewer_products(isa):
-    """Strassen's method is in use: a pixel that is not finite spoils its neighbour in the pair."""
+def test_large_layers_have_methods_of_their_own(isa):
+    """Strassen's spoils the neighbour of a pixel that is not finite, AMX makes a NaN of infinity."""
     x = torch.zeros(1, 512, 10, 10)
     x[0, 5, 0, 0] = torch.inf
-    finite = pointwise(x, layer(512, 512)[0]).isfinite().all(1).flatten()
-    spoiled = 1 if isa == "plain" else 2
+    result = pointwise(x, layer(512, 512)[0])
+    finite = result.isfinite().all(1).flatten()
+    spoiled = 1 if isa in ("plain", "amx") else 2
     assert finite.tolist() == [False] * spoiled + [True] * (100 - spoiled)
+    assert result[0, :, 0, 0].isnan().all() == (isa == "amx")
+
+
+@pytest.mark.skipif("amx" not in ISAS, reason="this processor has no AMX")
+def test_amx_is_as_exact_as_float32():
+    """For pixels of every magnitude: numbers of 16 bits, two parts, would miss the bound by 2^7."""
+    generator = torch.Generator().manual_seed(1)
+    x = randn(1, 512, 16, 16) * 2.0 ** torch.randint(-40, 40, (1, 1, 16, 16), generator=generator)
+    weight = randn(512, 512, seed=2)
+    exact = F.conv2d(x.double(), weight.double()[..., None, None])
+
+    def error(result):
+        return ((result - exact).abs() / exact.abs().amax(1, keepdim=True)).max()
+
+    result = pointwise(x, Layer(*pack(weight, None), 512, "identity"))
+    assert error(result) <= error(F.conv2d(x, weight[..., None, None]))
 
 
 @pytest.mark.skipif(not ISAS, reason="there is no native core")
-@pytest.mark.parametrize(("width", "hidden", "size"), [(96, 384, (10, 5)), (512, 512, (10, 10))])
+@pytest.mark.parametrize(
+    ("width", "hidden", "size"),
+    [(96, 384, (10, 5)), (512, 512, (10, 10)), (128, 1056, (11, 12)), (96, 96, (31, 30))],
+)
 def test_results_depend_neither_on_threads_nor_on_the_batch(width, hidden, size):
     x = randn(7, width, *size)
     first, second = layer(width, hidden, "gelu")[0], layer(hidden, width)[0]

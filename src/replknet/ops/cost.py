@@ -124,7 +124,7 @@ def cost_table(threads: int) -> CostTable:
 def _packaged() -> str:
     """The table of the package that is nearest to the instruction set in use."""
     isa = _binary.library.rk_isa().decode() if _binary.library else ""
-    return "cost_avx512.json" if isa == "avx512" else "cost_avx2.json"
+    return "cost_avx512.json" if isa in ("avx512", "amx") else "cost_avx2.json"
 
 
 def calibration_file(threads: int) -> Path:

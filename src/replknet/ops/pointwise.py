@@ -4,10 +4,16 @@ The native kernel keeps its sums in registers, and adds bias, activation and res
 to memory. Where it cannot run (another device or dtype, gradients wanted, no native core), the
 same function is made of PyTorch's operators.
 
-Each output is one sum in a fixed order, or for large layers (512 channels to 512, say) on maps of
-an even number of pixels a fixed combination of shorter ones (Strassen's method, an eighth fewer
-multiply-adds). So the results of an image depend on nothing else in its batch, and not on the
-number of threads; but in the second case a value that is not finite spoils its neighbour's too.
+Each output is one sum in a fixed order, so the results of an image depend on nothing else in its
+batch, and not on the number of threads. Large layers (512 channels to 512, say) are computed in
+other ways, also fixed:
+
+- With AMX, every number is split into three of bfloat16, 24 bits together, and the six largest of
+  the nine products of parts are added up in float32: as exact as float32 itself (and more so than
+  one long sum). An infinity, or a number above 3.38e38, makes a NaN.
+- Elsewhere by Strassen's method, an eighth fewer multiply-adds, on maps of an even number of
+  pixels: errors are relative to the larger of two neighbouring pixels, and a value that is not
+  finite spoils its neighbour's result too.
 """
 
 from __future__ import annotations
