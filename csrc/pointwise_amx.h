@@ -13,11 +13,9 @@ namespace pointwise {
 
 using tiles::Left;
 
-
-constexpr int64_t kDeep = 16;           // steps of a block of channels: 512
-constexpr int64_t kStrip = RK_COLUMNS;  // channels of two tiles of weights side by side
+constexpr int64_t kDeep = 16;                     // steps of a block of channels: 512
+constexpr int64_t kStrip = RK_COLUMNS;            // channels of two tiles of weights side by side
 constexpr int64_t kStripStep = 2 * tiles::kStep;  // bfloat16 numbers of a strip of weights, a step of channels
-constexpr int64_t kRightSize = kDeep * kStripStep;
 
 static RK_INLINE int64_t strips_of(const Product& p) { return ceil_div(p.columns, kStrip); }
 
@@ -37,8 +35,7 @@ static void split_pixels(const Product& p, Span rows, const Left& left) {
 }
 
 // The parts of the weights of a strip for a block of channels, made one line at a time: for each step, for each part, two
-// tiles. They take the place of the block before, of which `free` steps are read; lines that are in the first level cache
-// since then are written several times as fast as others.
+// tiles. They take the place of the block before, of which `free` steps are read.
 class WeightSplitter {
    public:
     int64_t free = 0;
@@ -243,12 +240,13 @@ struct Panel {
 
 // A thread's workspace: the parts of the weights of a panel, two blocks of sums, and sums over several blocks of channels.
 struct Own {
+    static constexpr int64_t kRightFloats = kDeep * kStripStep / 2;
     float* memory;
     uint16_t* right() const { return reinterpret_cast<uint16_t*>(memory); }
-    float* block(int64_t pair) const { return memory + kRightSize / 2 + pair % 2 * tiles::kBlock; }
-    float* sums(int64_t index) const { return memory + kRightSize / 2 + (2 + index) * tiles::kBlock; }
+    float* block(int64_t pair) const { return memory + kRightFloats + pair % 2 * tiles::kBlock; }
+    float* sums(int64_t index) const { return memory + kRightFloats + (2 + index) * tiles::kBlock; }
     static int64_t floats(const Product& p, int64_t pairs, int64_t strips) {
-        return kRightSize / 2 + (2 + (tiles::steps_of(p.depth) > kDeep ? pairs * strips : 0)) * tiles::kBlock;
+        return kRightFloats + (2 + (tiles::steps_of(p.depth) > kDeep ? pairs * strips : 0)) * tiles::kBlock;
     }
 };
 

@@ -133,7 +133,7 @@ def test_no_rows(isa):
     assert pointwise(x, large).shape == pointwise_pair(x, large, large).shape == x.shape
 
 
-# images, map, in, hidden, out: which method computes them depends on the instruction set (Strassen's, AMX)
+# images, map, in, hidden, out; by Strassen's method or by AMX where there is one
 LARGE = [
     (1, (10, 11), 544, 1152, 512),  # several blocks of channels
     (3, (10, 11), 544, 1152, 512),  # and chunks or turns of rows
@@ -156,7 +156,7 @@ def test_large_layers(isa, images, size, inputs, width, outputs, activation):
 
 
 def test_large_layers_have_methods_of_their_own(isa):
-    """Strassen's spoils the neighbour of a pixel that is not finite, AMX makes a NaN of infinity."""
+    """Strassen's spoils the neighbour of an infinite pixel, AMX makes a NaN of it."""
     x = torch.zeros(1, 512, 10, 10)
     x[0, 5, 0, 0] = torch.inf
     result = pointwise(x, layer(512, 512)[0])
