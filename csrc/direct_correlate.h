@@ -44,9 +44,11 @@ static WeightFloats weight_floats(const WeightPlan& plan) {
             tile_floats(t.rows + plan.block_rows - 1, t.cols + plan.taps_w - 1)};
 }
 
+constexpr int64_t kMostTogether = kLine / kLanes;
+
 // Groups whose channels share cache lines go through each image one after the other, if enough are left for the threads.
 static int64_t groups_together(const rk_problem& p) {
-    const int64_t in_line = p.dtype == RK_F32 && p.input_stride[1] == 1 ? kLine / kLanes : 1;
+    const int64_t in_line = p.dtype == RK_F32 && p.input_stride[1] == 1 ? kMostTogether : 1;
     return group_count(p.channels) >= 2 * p.threads * in_line ? in_line : 1;
 }
 
@@ -55,10 +57,23 @@ static size_t weight_workspace(const rk_problem& p) {
     return (2 * groups_together(p) * f.filter + f.gradient + f.x) * sizeof(float);
 }
 
-// Adds one image's gradient of the taps [begin, begin + rows) of a phase to buffers.y, or stores it there.
+// Sums in two levels: of about this many products, and of those.
+constexpr int64_t kProductsPerLevel = 4096;
+
+struct Sums {
+    float *total, *partial;
+    int64_t floats, products;  // of the partial sum, how many are in it
+
+    void flush() {
+        for (int64_t i = 0; products && i < floats; i += kLanes) store(total + i, load(total + i) + load(partial + i));
+        products = 0;
+    }
+};
+
+// Adds one image's gradient of the taps [begin, begin + rows) of a phase.
 static void add_image_gradient(const Call& call, const WeightPlan& plan, int64_t n, int64_t group, int64_t stride_h,
-                               int64_t stride_w, int64_t begin, int64_t rows, bool add,
-                               float* gradient, const Buffers& buffers) {
+                               int64_t stride_w, int64_t begin, int64_t rows, float* gradient, float* tile_of_x,
+                               Sums& sums) {
     const rk_problem& p = *call.problem;
     const Image x_all =
         group_image(call.input, p.input_stride, p.in_h, p.in_w, p.channels, p.dtype, n, group);
@@ -77,8 +92,8 @@ static void add_image_gradient(const Call& call, const WeightPlan& plan, int64_t
                     const Reach rh = reach(row + begin, g_rows, rows, h.pad, x.rows);
                     const Reach rw = reach(col, g_cols, w.taps.count, w.pad, x.cols);
                     read_tile(g, row, col, g_rows, g_cols, gradient, pitch_of(g_cols));
-                    read_tile(x, rh.begin, rw.begin, rh.count, rw.count, buffers.x, pitch_of(rw.count));
-                    c.x = buffers.x;
+                    read_tile(x, rh.begin, rw.begin, rh.count, rw.count, tile_of_x, pitch_of(rw.count));
+                    c.x = tile_of_x;
                     c.x_pitch = pitch_of(rw.count);
                     c.x_step = kLanes;
                     c.x_rows = int(rh.count);
@@ -90,20 +105,18 @@ static void add_image_gradient(const Call& call, const WeightPlan& plan, int64_t
                     c.kernel_cols = int(g_cols);
                     c.pad_top = int(rh.pad);
                     c.pad_left = int(rw.pad);
-                    c.y = buffers.y;
+                    c.y = sums.partial;
                     c.y_pitch = w.taps.count * kLanes;
                     c.y_step = kLanes;
                     c.y_rows = int(rows);
                     c.y_cols = int(w.taps.count);
-                    c.add = add;
+                    c.add = sums.products > 0;
                     correlate(c);
-                    add = true;
+                    sums.products += g_rows * g_cols;
+                    if (sums.products >= kProductsPerLevel) sums.flush();
                 }
         }
 }
-
-// Sums of this many products are added up in pairs of levels: those of an image or more, and the rest.
-constexpr int64_t kProductsPerLevel = 4096;
 
 static void run_weight_gradient(const Call& call) {
     const rk_problem& p = *call.problem;
@@ -112,12 +125,11 @@ static void run_weight_gradient(const Call& call) {
     const int64_t phases_h = plan.a.h.stride, phases_w = plan.a.w.stride;
     const int64_t groups = group_count(p.channels), together = groups_together(p);
     const int64_t jobs = divide_up(groups, together) * phases_h * phases_w * plan.blocks;
-    const int64_t images = divide_up(kProductsPerLevel, p.out_h * p.out_w);
 #pragma omp parallel num_threads(p.threads)
     {
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        float* const sums = reinterpret_cast<float*>(call.workspace + thread * call.workspace_stride);
-        float* const gradient = sums + 2 * together * floats.filter;
+        float* const totals = reinterpret_cast<float*>(call.workspace + thread * call.workspace_stride);
+        float* const gradient = totals + 2 * together * floats.filter;
         float* const x = gradient + floats.gradient;
         for (int64_t i = jobs * thread / threads; i < jobs * (thread + 1) / threads; i++) {
             const int64_t begin = i % plan.blocks * plan.block_rows, unit = i / plan.blocks;
@@ -129,18 +141,19 @@ static void run_weight_gradient(const Call& call) {
             };
             const int64_t rows = at_most(plan.block_rows, weight(0).rows - begin), cols = weight(0).cols;
             if (rows <= 0 || !cols) continue;
-            clear(sums, together * floats.filter / kLanes);
+            clear(totals, together * floats.filter / kLanes);
+            Sums sums[kMostTogether];
+            for (int64_t g = 0; g < count; g++) {
+                float* const total = totals + g * floats.filter;
+                sums[g] = {total, total + together * floats.filter, rows * cols * kLanes, 0};
+            }
             for (int64_t n = 0; n < p.batch; n++)
-                for (int64_t g = 0; g < count; g++) {
-                    float *sum = sums + g * floats.filter, *y = sum + together * floats.filter;
-                    add_image_gradient(call, plan, n, first + g, stride_h, stride_w, begin, rows, n % images > 0,
-                                       gradient, {nullptr, x, y});
-                    if (n % images == images - 1 || n == p.batch - 1)
-                        for (int64_t k = 0; k < rows * cols * kLanes; k += kLanes)
-                            store(sum + k, load(sum + k) + load(y + k));
-                }
-            for (int64_t g = 0; g < count; g++)
-                write_tile(weight(g), begin, 0, rows, cols, sums + g * floats.filter, cols * kLanes, Vec{}, false);
+                for (int64_t g = 0; g < count; g++)
+                    add_image_gradient(call, plan, n, first + g, stride_h, stride_w, begin, rows, gradient, x, sums[g]);
+            for (int64_t g = 0; g < count; g++) {
+                sums[g].flush();
+                write_tile(weight(g), begin, 0, rows, cols, sums[g].total, cols * kLanes, Vec{}, false);
+            }
         }
     }
 }
