@@ -285,6 +285,17 @@ int rk_blocks(const rk_block* blocks, int64_t count, int64_t images, int64_t pix
     return RK_OK;
 }
 
+int rk_matmul(const rk_matrix* left, const rk_matrix* right, int64_t rows, int64_t columns, int64_t depth, float* product,
+              int threads) {
+    const Kernels& isa = kernels();
+    if (!isa.matmul) return RK_UNSUPPORTED;
+    const MatrixProduct wanted{left, right, rows, columns, depth, threads};
+    const Memory workspace(isa.matmul_bytes(wanted));
+    if (!workspace.start) return RK_OUT_OF_MEMORY;
+    isa.matmul(wanted, product, reinterpret_cast<float*>(workspace.start));
+    return RK_OK;
+}
+
 int rk_norm_forward(const rk_norm* norm, const float* input, float* mean, float* variance, float* output) {
     return kernels().norm_forward(norm, input, mean, variance, output);
 }

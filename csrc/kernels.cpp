@@ -5,6 +5,9 @@
 #include "norm.h"
 #include "peak.h"
 #include "pointwise.h"
+#ifdef __AMX_BF16__
+#include "matmul_amx.h"
+#endif
 
 namespace RK_DEPTHWISE {
 const Algorithm& direct_algorithm();
@@ -21,6 +24,13 @@ extern "C" const Kernels RK_TABLE_NAME(RK_ISA) = {
     RK_ISA::fma_peak,
     RK_ISA::pointwise::workspace_bytes,
     RK_ISA::pointwise::run,
+#ifdef __AMX_BF16__
+    RK_ISA::matmul::workspace_bytes,
+    RK_ISA::matmul::run,
+#else
+    nullptr,
+    nullptr,
+#endif
     RK_ISA::norm::forward_any,
     RK_ISA::norm::backward_any,
 };

@@ -30,12 +30,21 @@ struct Products {
     int threads;
 };
 
+// left @ right; see rk_matmul.
+struct MatrixProduct {
+    const rk_matrix *left, *right;
+    int64_t rows, columns, depth;
+    int threads;
+};
+
 struct Kernels {
     const char* isa;
     const Algorithm& (*algorithms[2])();  // indexed by RK_DIRECT, RK_FFT
     double (*fma_peak)(int threads);
     size_t (*pointwise_bytes)(const Products&);
     void (*pointwise)(const Products&, const float* input, const float* residual, float* output, float* workspace);
+    size_t (*matmul_bytes)(const MatrixProduct&);  // null where a library's product is as fast
+    void (*matmul)(const MatrixProduct&, float* output, float* workspace);
     decltype(rk_norm_forward)* norm_forward;
     decltype(rk_norm_backward)* norm_backward;
 };

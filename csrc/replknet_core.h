@@ -96,6 +96,18 @@ typedef struct rk_block {
 RK_API int rk_blocks(const rk_block* blocks, int64_t count, int64_t images, int64_t pixels, const float* input,
                      float* output, int threads, double* large_kernel_seconds);
 
+/* A float32 matrix of rows that are `stride` floats apart; `transposed`: rows are the columns of what is meant. */
+typedef struct rk_matrix {
+    const float* data;
+    int64_t stride;
+    int32_t transposed;
+} rk_matrix;
+
+/* product (rows, columns), contiguous, = left (rows, depth) @ right (depth, columns), as exact as sums of float32 products.
+ * All sizes are at least 1. RK_UNSUPPORTED for instruction sets without AMX, on which this would be no faster than any library. */
+RK_API int rk_matmul(const rk_matrix* left, const rk_matrix* right, int64_t rows, int64_t columns, int64_t depth,
+                     float* product, int threads);
+
 /* Batch norm of contiguous float32 rows (pixels) with the statistics of all rows, and the activation behind it. `weight`
  * and `bias`, of a value for each channel, may be NULL for ones and zeros. rows >= 1. */
 typedef struct rk_norm {

@@ -404,6 +404,28 @@ double blocks_error() {
     return worst;
 }
 
+// Worst error, relative to the largest element, of a product of matrices, where the instruction set has one.
+double matmul_error() {
+    const int64_t rows = pick(1, 80), columns = pick(1, 80), depth = pick({pick(1, 80), pick(500, 1100)});
+    const bool left_transposed = pick(0, 1), right_transposed = pick(0, 1);
+    Floats left(rows * depth), right(depth * columns), product(rows * columns);
+    const rk_matrix a = {left.data(), left_transposed ? rows : depth, left_transposed};
+    const rk_matrix b = {right.data(), right_transposed ? depth : columns, right_transposed};
+    const int status = rk_matmul(&a, &b, rows, columns, depth, product.data(), pick(1, 3));
+    if (status) return status == RK_UNSUPPORTED && std::strcmp(rk_isa(), "amx") ? 0 : INFINITY;
+    double worst = 0, largest = 0;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++) {
+            double sum = 0;
+            for (int64_t k = 0; k < depth; k++)
+                sum += double(left.at(left_transposed ? k * rows + r : r * depth + k)) *
+                       right.at(right_transposed ? c * depth + k : k * columns + c);
+            worst = std::max(worst, std::abs(product.at(r * columns + c) - sum));
+            largest = std::max(largest, std::abs(sum));
+        }
+    return worst / largest;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -432,6 +454,7 @@ int main(int argc, char** argv) {
         check_all("batch norms", norm_error, 2e-5);
         check_all("pointwise", pointwise_error, 5e-6);
         check_all("blocks", blocks_error, 0);
+        check_all("products of matrices", matmul_error, 2e-6);
         failures += check.failures + (check.runs[RK_DIRECT] < problems / 3);
     }
     return failures ? 1 : 0;

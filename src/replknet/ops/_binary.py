@@ -69,6 +69,16 @@ class BlockStruct(ctypes.Structure):
     ]
 
 
+class MatrixStruct(ctypes.Structure):
+    """``rk_matrix`` of csrc/replknet_core.h."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
+        ("transposed", ctypes.c_int32),
+    ]
+
+
 class NormStruct(ctypes.Structure):
     """``rk_norm`` of csrc/replknet_core.h."""
 
@@ -95,7 +105,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"{path.name} does not load: {error}"
     problem = ctypes.POINTER(ProblemStruct)
     layer, sizes = ctypes.POINTER(LayerStruct), [ctypes.c_int64] * 2
-    norm = ctypes.POINTER(NormStruct)
+    norm, matrix = ctypes.POINTER(NormStruct), ctypes.POINTER(MatrixStruct)
     pointer, text = ctypes.c_void_p, ctypes.c_char_p
     for name, result, arguments in (
         ("rk_supports", ctypes.c_int, [problem]),
@@ -120,6 +130,11 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
                 ctypes.c_int,
                 ctypes.POINTER(ctypes.c_double),
             ],
+        ),
+        (
+            "rk_matmul",
+            ctypes.c_int,
+            [matrix, matrix, *sizes, ctypes.c_int64, pointer, ctypes.c_int],
         ),
         ("rk_norm_forward", ctypes.c_int, [norm, *[pointer] * 4]),
         ("rk_norm_backward", ctypes.c_int, [norm, *[pointer] * 7]),

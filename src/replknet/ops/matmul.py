@@ -1,0 +1,76 @@
+"""Products of float32 matrices by AMX, for the 1x1 convolutions of a training step on a CPU.
+
+Each number is split into three of bfloat16, so the results are as exact as those of float32
+products; see csrc/bf16_parts.h. Other processors have nothing that a library lacks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from replknet.ops import _binary
+from replknet.ops.eager import is_ordinary, nothing_listens
+from replknet.ops.native import check
+
+# Measured: below, splitting costs as much as tiles save.
+_FEWEST_MULTIPLY_ADDS, _SMALLEST_SIDE = 2**24, 128
+
+
+def suits_amx(*matrices: Tensor) -> bool:
+    """Whether ``matmul`` can multiply such tensors, and nobody is to see it."""
+    return (
+        not torch.compiler.is_compiling()
+        and _binary.library is not None
+        and _binary.library.rk_isa() == b"amx"
+        and nothing_listens()
+        and all(is_ordinary(m) and m.dtype == torch.float32 for m in matrices)
+    )
+
+
+def amx_pays(rows: int, columns: int, depth: int) -> bool:
+    """Whether a product of these sizes is faster by AMX than by a library."""
+    enough = rows * columns * depth >= _FEWEST_MULTIPLY_ADDS
+    return enough and min(rows, columns, depth) >= _SMALLEST_SIDE
+
+
+def matmul(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right`` for matrices that ``suits_amx``, each contiguous or the transpose of one.
+
+    Raises:
+        ValueError: the sizes do not fit, or a matrix has other strides.
+    """
+    if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[0]:
+        raise ValueError(
+            "left must be (rows, depth) and right (depth, columns), "
+            f"got {tuple(left.shape)} and {tuple(right.shape)}"
+        )
+    (rows, depth), columns = left.shape, right.shape[1]
+    product = left.new_empty(rows, columns)
+    if not product.numel() or not depth:
+        return product.zero_()
+    library = _binary.library
+    assert library is not None
+    check(
+        library.rk_matmul(
+            _struct("left", left),
+            _struct("right", right),
+            rows,
+            columns,
+            depth,
+            product.data_ptr(),
+            torch.get_num_threads(),
+        )
+    )
+    return product
+
+
+def _struct(name: str, matrix: Tensor) -> _binary.MatrixStruct:
+    if matrix.is_contiguous():
+        return _binary.MatrixStruct(matrix.data_ptr(), matrix.shape[1], False)
+    if matrix.T.is_contiguous():
+        return _binary.MatrixStruct(matrix.data_ptr(), matrix.shape[0], True)
+    raise ValueError(
+        f"{name} must be contiguous, or its transpose, got strides {matrix.stride()}; "
+        "call contiguous() first"
+    )

@@ -1,0 +1,103 @@
+"""Products of matrices by AMX, where there is one, against sums in float64."""
+
+import pytest
+import torch
+
+from replknet.nn import PointwiseConv2d
+from replknet.ops import _binary, native
+from replknet.ops.matmul import amx_pays, matmul, suits_amx
+
+HAS_AMX = _binary.library is not None and "amx" in native.isas()
+needs_amx = pytest.mark.skipif(not HAS_AMX, reason="this processor has no AMX")
+# rows, depth, columns: one of each, borders of tiles, turns of rows, several chunks of the depth
+SIZES = [(1, 1, 1), (3, 5, 7), (17, 33, 31), (49, 512, 100), (100, 1030, 77), (900, 64, 33)]
+
+
+def randn(*size, seed=0):
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+@needs_amx
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("transposed", ["none", "left", "right", "both"])
+@pytest.mark.parametrize(("rows", "depth", "columns"), SIZES)
+def test_products(rows, depth, columns, transposed, threads):
+    left, right = randn(rows, depth, seed=1), randn(depth, columns, seed=2)
+    exact = left.double() @ right.double()
+    if transposed in ("left", "both"):
+        left = left.T.contiguous().T
+    if transposed in ("right", "both"):
+        right = right.T.contiguous().T
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        product = matmul(left, right)
+    finally:
+        torch.set_num_threads(before)
+    assert (product - exact).abs().max() <= 1e-6 * exact.abs().max()
+    assert torch.equal(product, matmul(left, right))
+
+
+@needs_amx
+def test_a_number_that_is_not_finite_stays_in_its_row():
+    left = torch.ones(40, 64)
+    left[7, 3] = torch.inf
+    product = matmul(left, torch.ones(64, 33))
+    assert product[7].isnan().all()
+    assert (product[torch.arange(40) != 7] == 64).all()
+
+
+@needs_amx
+def test_empty_matrices():
+    assert matmul(torch.ones(0, 3), torch.ones(3, 4)).shape == (0, 4)
+    assert torch.equal(matmul(torch.ones(2, 0), torch.ones(0, 4)), torch.zeros(2, 4))
+
+
+def test_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"got \(2, 3\) and \(4, 5\)"):
+        matmul(torch.ones(2, 3), torch.ones(4, 5))
+    with pytest.raises(ValueError, match=r"got \(2, 3, 1\) and \(3, 5\)"):
+        matmul(torch.ones(2, 3, 1), torch.ones(3, 5))
+
+
+@needs_amx
+def test_refuses_other_strides():
+    with pytest.raises(ValueError, match=r"right must be contiguous.*\(10, 2\); call contiguous"):
+        matmul(torch.ones(2, 3), torch.ones(3, 10)[:, ::2])
+
+
+def test_suits_amx():
+    matrix = torch.ones(2, 2)
+    assert suits_amx(matrix) == (HAS_AMX and _binary.library.rk_isa() == b"amx")
+    assert not suits_amx(matrix, matrix.double())
+    assert not suits_amx(torch.ones(2, device="meta"))
+
+
+@pytest.mark.skipif(_binary.library is None, reason="there is no native core")
+def test_other_instruction_sets_have_none():
+    with native.force_isa("baseline"):
+        assert not suits_amx(torch.ones(2, 2))
+        with pytest.raises(NotImplementedError):
+            matmul(torch.ones(2, 3), torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("inputs", "outputs"), [(128, 512), (512, 128), (256, 256)])
+def test_trains_as_a_convolution(inputs, outputs, bias):
+    """Sizes that AMX computes where there is one."""
+    torch.manual_seed(0)
+    assert amx_pays(2 * 16 * 16, outputs, inputs)
+    layer = PointwiseConv2d(inputs, outputs, bias=bias)
+    exact = torch.nn.Conv2d(inputs, outputs, 1, bias=bias).double()
+    exact.load_state_dict(layer.state_dict())
+    x = randn(2, inputs, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
+    y = x.detach().double().requires_grad_()
+    output, expected = layer(x), exact(y)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    assert (output - expected).abs().max() <= 1e-6 * expected.abs().max()
+    gradient = randn(*output.shape, seed=3)  # NCHW, as some layers give
+    output.backward(gradient)
+    expected.backward(gradient.double())
+    for mine, other in zip((x, *layer.parameters()), (y, *exact.parameters()), strict=True):
+        assert mine.grad.is_contiguous() or mine is x
+        assert (mine.grad - other.grad).abs().max() <= 2e-6 * other.grad.abs().max()
