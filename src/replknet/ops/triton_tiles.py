@@ -1,17 +1,18 @@
-"""Sizes of the tiles in which algorithm "triton" computes, and of its Toeplitz matrices."""
+"""How algorithm "triton" cuts a convolution into tiles: sizes for its kernels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from replknet.ops.problem import Problem
+WORKSPACE_BYTES = 128 * 2**20  # of matrices at a time; channels that do not fit take turns
 
 
 @dataclass(frozen=True)
-class ForwardTiles:
+class CorrelationTiles:
     """A product of ``items`` (block of rows, image) with ``rows`` x ``columns`` outputs.
 
-    Each step multiplies by ``depth`` columns of the input.
+    Each step multiplies by ``depth`` columns of the input. All but ``warps`` and ``stages`` are
+    powers of two, and ``columns`` is a multiple of ``depth`` or covers the output.
     """
 
     items: int
@@ -23,10 +24,63 @@ class ForwardTiles:
 
 
 @dataclass(frozen=True)
-class WeightTiles:
-    """Products of ``columns`` of the gradient with ``window`` of the input for ``rows`` of a filter.
+class Correlation:
+    """A correlation of (N, C, H, W) with (C, 1, Kh, Kw): its sizes and tiles.
 
-    Each step adds up ``depth`` (row, image).
+    Padding may be negative. ``flip`` turns the filter by half a turn. ``terms`` is how many 16-bit
+    numbers stand for one of the tensors'. The filter reaches the chunks ``chunk_low`` to
+    ``chunk_high - 1`` of ``depth`` columns of the input, counted from a tile's first column.
+    """
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    output_h: int
+    output_w: int
+    kernel_h: int
+    kernel_w: int
+    top: int
+    left: int
+    flip: bool
+    terms: int
+    tiles: CorrelationTiles
+
+    @property
+    def chunks(self) -> tuple[int, int]:
+        """``chunk_low`` and ``chunk_high``."""
+        depth, columns = self.tiles.depth, self.tiles.columns
+        low = -self.left // depth
+        high = ceil_div(columns + self.kernel_w - 1 - self.left, depth)
+        if self.output_w <= columns:  # the only tile: nothing left or right of the map
+            low, high = max(low, 0), min(high, ceil_div(self.width, depth))
+        return low, max(high, low + 1)
+
+    @property
+    def table_entries(self) -> int:
+        """Numbers in the Toeplitz matrices of one term of a channel."""
+        low, high = self.chunks
+        rows = self.kernel_h + 2 * self.tiles.rows - 2
+        return rows * (high - low) * self.tiles.depth * self.tiles.columns
+
+    @property
+    def programs(self) -> int:
+        """Tiles of a channel's output."""
+        items = self.batch * ceil_div(self.output_h, self.tiles.rows)
+        return ceil_div(items, self.tiles.items) * ceil_div(self.output_w, self.tiles.columns)
+
+    @property
+    def channels_at_once(self) -> int:
+        """Channels whose matrices fit the workspace."""
+        return fitting(self.channels, 2 * self.terms * self.table_entries)
+
+
+@dataclass(frozen=True)
+class WeightTiles:
+    """Products of ``columns`` of the gradient with ``window`` of the input.
+
+    A program has those of ``rows`` rows of a filter. Each step adds up ``depth`` (row, image).
+    All but ``warps`` and ``stages`` are powers of two.
     """
 
     rows: int
@@ -38,66 +92,95 @@ class WeightTiles:
 
 
 @dataclass(frozen=True)
-class Chunks:
-    """The chunks of ``depth`` columns of the input that a tile of columns may meet.
+class WeightGradient:
+    """The gradient (C, 1, Kh, Kw) of a filter: its sizes and tiles.
 
-    Chunk ``k`` starts ``k * depth`` columns right of the tile; ``low <= k < high``.
+    The products read the input from ``start`` columns right of a tile's first column on.
     """
 
-    low: int
-    high: int
+    batch: int
+    channels: int
+    height: int
+    width: int
+    output_h: int
+    output_w: int
+    kernel_h: int
+    kernel_w: int
+    top: int
+    left: int
+    terms: int
+    tiles: WeightTiles
 
     @property
-    def count(self) -> int:
-        return self.high - self.low
+    def start(self) -> int:
+        """A multiple of eight; 0 for a map of one tile, all of which is read."""
+        return window_start(self.tiles.columns, self.output_w, self.left)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of rows of a filter."""
+        return ceil_div(self.kernel_h, self.tiles.rows)
+
+    @property
+    def splits(self) -> int:
+        """Shares of the images and rows: enough programs to fill a GPU."""
+        steps = ceil_div(self.batch * self.output_h, self.tiles.depth)
+        return max(1, min(ceil_div(512, self.channels * self.blocks), steps // 4))
+
+    @property
+    def images(self) -> int:
+        """Images of a step, a power of two: so many that few of them are missing."""
+        images = self.tiles.depth
+        while ceil_div(self.batch, images) * images > 1.15 * self.batch:
+            images //= 2
+        return images
+
+    @property
+    def product_entries(self) -> int:
+        """Numbers in the products of a channel."""
+        tiles = self.tiles
+        return self.splits * self.blocks * tiles.rows * tiles.columns * tiles.window
+
+    @property
+    def channels_at_once(self) -> int:
+        """Channels whose products fit the workspace."""
+        return fitting(self.channels, 4 * self.product_entries)
 
 
-def chunks(tiles: ForwardTiles, width: int, output_w: int, kernel_w: int, left: int) -> Chunks:
-    """Chunks that the filter reaches from some output of some tile."""
-    low = -left // tiles.depth
-    high = _ceil(tiles.columns + kernel_w - 1 - left, tiles.depth)
-    if output_w <= tiles.columns:  # the only tile: nothing left or right of the map
-        low, high = max(low, 0), min(high, _ceil(width, tiles.depth))
-    return Chunks(low, max(high, low + 1))
-
-
-def forward_tiles(
-    terms: int, batch: int, output_h: int, output_w: int, kernel_w: int
-) -> ForwardTiles:
-    """Tiles for ``correlate``; measured on an H100."""
+def correlation_tiles(terms: int, batch: int, output_h: int, output_w: int) -> CorrelationTiles:
+    """The fastest tiles of those measured on an H100 (docs/performance.md)."""
     columns = min(power_of_2(output_w, 8), 64 if output_w <= 64 else 32)
     rows = min(power_of_2(output_h), (128 if terms == 2 else 256) // columns)
-    while rows > 1 and batch * _ceil(output_h, rows) < 64:
+    while rows > 1 and batch * ceil_div(output_h, rows) < 64:
         rows //= 2
     rows = max(rows, 16 // columns)  # a product has at least 16 columns
-    items = 128 if batch * _ceil(output_h, rows) > 64 else 64
-    depth = min(max(columns, 16), 32)
+    items = 128 if batch * ceil_div(output_h, rows) > 64 else 64
+    depth = max(columns, 16)
+    if terms == 2:
+        items, depth = 64, min(depth, 32)
     warps = 8 if items * rows * columns > 128 * 64 else 4
-    return ForwardTiles(items, rows, columns, depth, warps, 3)
+    return CorrelationTiles(items, rows, columns, depth, warps, 3)
 
 
 def weight_tiles(terms: int, width: int, output_w: int, kernel_w: int, left: int) -> WeightTiles:
-    """Tiles for ``row_products``; measured on an H100."""
+    """The fastest tiles of those measured on an H100 (docs/performance.md)."""
     columns = power_of_2(output_w, 16)
     if columns > 64 or width > 64:
         columns = 32
-    window = power_of_2(-window_start(columns, output_w, left) + columns + kernel_w - 1 - left, 16)
-    if output_w <= columns:
-        window = power_of_2(width, 16)
+    reach = columns + kernel_w - 1 - left - window_start(columns, output_w, left)
+    window = power_of_2(width if output_w <= columns else reach, 16)
     rows = max(1, (128 if terms == 2 else 256) // window)
-    return WeightTiles(rows, columns, window, 64 if terms == 1 else 32, 8, 3)
+    return WeightTiles(rows, columns, window, 32 if terms == 2 else 64, 8, 3)
 
 
 def window_start(columns: int, output_w: int, left: int) -> int:
-    """First column of the input, from that of a tile, that its products read: a multiple of 8."""
+    """First column of the input that products with a tile of ``columns`` read."""
     return 0 if output_w <= columns else -left // 8 * 8
 
 
-def splits(problem: Problem, tiles: WeightTiles) -> int:
-    """Shares of the images and rows, for enough programs to fill a GPU."""
-    programs = problem.channels * _ceil(problem.kernel_size[0], tiles.rows)
-    steps = _ceil(problem.batch * problem.output_size[0], tiles.depth)
-    return max(1, min(_ceil(512, programs), steps // 4))
+def fitting(channels: int, bytes_per_channel: int) -> int:
+    """Channels that fit the workspace."""
+    return max(1, min(channels, WORKSPACE_BYTES // bytes_per_channel))
 
 
 def power_of_2(number: int, minimum: int = 1) -> int:
@@ -105,5 +188,6 @@ def power_of_2(number: int, minimum: int = 1) -> int:
     return max(minimum, 1 << (number - 1).bit_length())
 
 
-def _ceil(number: int, divisor: int) -> int:
+def ceil_div(number: int, divisor: int) -> int:
+    """``number / divisor``, rounded up."""
     return -(-number // divisor)
