@@ -11,9 +11,10 @@ from functools import lru_cache
 
 import torch
 
+from replknet.ops import cuda_choice
 from replknet.ops.algorithm import ALGORITHMS, Algorithm
 from replknet.ops.problem import Problem
-from replknet.ops.torch_conv import TorchConv
+from replknet.ops.torch_conv import TorchConv, best_layout
 from replknet.ops.trim import trim
 
 # What a call takes beside the algorithms, and what each pass adds when gradients are wanted.
@@ -80,14 +81,26 @@ def choose(problem: Problem, algorithm: str = "auto") -> Algorithm:
 
 @lru_cache(maxsize=4096)
 def _cheapest(problem: Problem, threads: int) -> str:
+    able = [algorithm for algorithm in ALGORITHMS.values() if algorithm.supports(problem).ok]
+    if problem.device == "cuda":
+        return cuda_choice.fastest(problem, {algorithm.name for algorithm in able})
     if problem.device != "cpu":  # nothing was measured there: PyTorch's own
         return "torch"
-    able = [algorithm for algorithm in ALGORITHMS.values() if algorithm.supports(problem).ok]
     return min(able, key=lambda algorithm: algorithm.cost(problem)).name
 
 
 def pytorch_alone_is_faster(problems: Sequence[Problem]) -> bool:
-    """Whether plain ``F.conv2d`` is predicted to run all these passes faster than we can."""
+    """Whether to leave all these passes to ``F.conv2d``, called as it is.
+
+    On CPUs when it is predicted to be faster; on GPUs when it is the choice for each.
+    """
+    if problems[0].device != "cpu":
+        return all(
+            choose(problem) is ALGORITHMS["torch"]
+            and trim(problem)[0] == problem
+            and best_layout(problem) == problem.layout
+            for problem in problems
+        )
     alone = 0.0
     chosen = CALL_SECONDS if len(problems) == 1 else TRAINED_PASS_SECONDS * len(problems)
     for problem in problems:
@@ -110,8 +123,8 @@ class Candidate:
     def __str__(self) -> str:
         if not self.ok:
             return f"{self.name:<10} no   {self.reason}"
-        cost = "not measured" if self.seconds is None else f"{1e3 * self.seconds:.3f} ms predicted"
-        return f"{self.name:<10} yes  {cost}"
+        cost = "" if self.seconds is None else f"{1e3 * self.seconds:.3f} ms predicted"
+        return f"{self.name:<10} yes  {cost}".rstrip()
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def plan_weight_gradient(problem: Problem) -> WeightGradient:
     return WeightGradient(
         problem.batch, problem.channels, problem.height, problem.width, output_h, output_w,
         kernel_h, kernel_w, top, left, terms,
-        weight_tiles(terms, problem.width, output_w, kernel_w, left),
+        weight_tiles(terms, problem.batch, problem.width, output_h, output_w, kernel_w, left),
     )  # fmt: skip
 
 

@@ -1,0 +1,98 @@
+"""What "auto" takes on CUDA: a rule from the times of one H100 (docs/performance.md, "GPUs").
+
+PyTorch's own kernels take a time proportional to the multiplications. Those of ``triton`` hardly
+depend on the kernel, but a call launches two to six of them, each 25 microseconds of Python. So a
+convolution must be large enough, and the smallest kernels stay with PyTorch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from replknet.ops.problem import Layout, Pass, Problem
+
+
+@dataclass(frozen=True)
+class Least:
+    """The smallest convolution that an algorithm is taken for."""
+
+    taps: int  # of a filter
+    work: float  # multiplications, see ``work``
+
+
+# By pass, and whether numbers have 16 bits.
+_TRITON: dict[tuple[Pass, bool], Least] = {
+    ("forward", False): Least(49, 1.4e8),
+    ("forward", True): Least(49, 9e7),
+    ("grad_input", False): Least(49, 8e7),
+    ("grad_input", True): Least(49, 5e7),
+    ("grad_weight", False): Least(25, 4.5e7),
+    ("grad_weight", True): Least(49, 2.5e7),
+}
+# PyTorch has faster kernels for up to 7x7 in channels_last, which ``triton`` has to convert.
+_TRITON_NHWC_TAPS: dict[tuple[Pass, bool], int] = {
+    ("forward", False): 50,
+    ("forward", True): 50,
+    ("grad_input", False): 50,
+    ("grad_input", True): 49,
+    ("grad_weight", False): 49,
+    ("grad_weight", True): 50,
+}
+# Without ``triton``.
+_TORCH_FFT: dict[Pass, Least] = {
+    "forward": Least(400, 5e8),
+    "grad_input": Least(250, 3e8),
+    "grad_weight": Least(100, 1.2e8),
+}
+_NHWC_SIDE = 7  # PyTorch's channels_last kernels are 3 to 10 times slower beyond
+
+
+def fastest(problem: Problem, able: set[str]) -> str:
+    """The algorithm, of those ``able`` to compute it, that "auto" takes for a CUDA problem."""
+    taps, size = problem.kernel_size[0] * problem.kernel_size[1], work(problem)
+    key = problem.pass_, problem.dtype in (torch.float16, torch.bfloat16)
+    if "triton" in able:
+        least = _TRITON[key]
+        fewest = least.taps if problem.layout == "NCHW" else _TRITON_NHWC_TAPS[key]
+        return "triton" if taps >= fewest and size >= least.work else "torch"
+    measured = problem.dtype != torch.float64 and problem.stride == problem.dilation == (1, 1)
+    least = _TORCH_FFT[problem.pass_]
+    if "torch_fft" in able and measured and taps >= least.taps and size >= least.work:
+        return "torch_fft"
+    return "torch"
+
+
+def work(problem: Problem) -> float:
+    """Multiplications that PyTorch's kernels do.
+
+    Those on padding are left out, but for the gradient of the weight.
+    """
+    rows, columns = problem.output_size
+    planes = problem.batch * problem.channels
+    if problem.pass_ == "grad_weight":
+        return float(planes * rows * columns * problem.kernel_size[0] * problem.kernel_size[1])
+    top, _, left, _ = problem.padding
+    vertical = _pairs_on_map(rows, problem.height, problem, 0, top)
+    horizontal = _pairs_on_map(columns, problem.width, problem, 1, left)
+    return float(planes * vertical * horizontal)
+
+
+def _pairs_on_map(outputs: int, size: int, problem: Problem, axis: int, low: int) -> int:
+    """Pairs of an output and a tap, along one axis, that meet the map."""
+    taps, stride, step = problem.kernel_size[axis], problem.stride[axis], problem.dilation[axis]
+    pairs = 0
+    for start in range(-low, outputs * stride - low, stride):  # of an output's taps
+        first = max(0, -(start // step))
+        pairs += max(0, min(taps - 1, (size - 1 - start) // step) - first + 1)
+    return pairs
+
+
+def pytorch_layout(problem: Problem) -> Layout:
+    """The memory format in which PyTorch's own kernels are faster, for a CUDA problem."""
+    side = max(problem.kernel_size)
+    slow = side > _NHWC_SIDE or (
+        side == _NHWC_SIDE and problem.pass_ == "grad_weight" and problem.dtype == torch.float32
+    )
+    return "NCHW" if slow and problem.dtype != torch.float64 else problem.layout
