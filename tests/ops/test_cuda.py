@@ -31,6 +31,12 @@ SIZES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def without_tf32(monkeypatch):
+    """PyTorch computes one channel as an ordinary convolution, by default in TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def arguments(batch, channels, size, kernel_size, dtype, format=torch.contiguous_format):
     torch.manual_seed(0)
     input = torch.randn(batch, channels, *size, device="cuda", dtype=dtype)
@@ -180,7 +186,7 @@ def test_operators_are_registered_right():
 def test_the_native_core_refuses_gpus(algorithm):
     input, weight, _ = arguments(1, 2, (9, 9), (5, 5), torch.float32)
     assert algorithm in ALGORITHMS
-    with pytest.raises(NotImplementedError, match="cuda"):
+    with pytest.raises(NotImplementedError, match="cannot compute"):
         depthwise_conv2d(input, weight, algorithm=algorithm)
 
 
@@ -201,4 +207,4 @@ def test_an_accelerated_model_moves_to_the_gpu():
     images = torch.randn(2, 3, 40, 40)
     fast = replknet.accelerate(model).cuda().eval()
     expected = model.double().eval()(images.double())
-    assert relative_error(fast(images.cuda()).cpu(), expected.detach()) <= 2e-3  # TF32 in the 3x3
+    assert relative_error(fast(images.cuda()).cpu(), expected.detach()) <= 1e-5

@@ -26,10 +26,13 @@ def interpreted():
     pytest.importorskip("triton", reason="Triton is not installed")
     program = Path(__file__).with_name("triton_cases.py")
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    output = subprocess.run(
-        [sys.executable, program], env=environment, check=True, capture_output=True, text=True
-    ).stdout
-    return json.loads(output)
+    run = subprocess.run(
+        [sys.executable, program], env=environment, capture_output=True, text=True, check=False
+    )
+    if "only 0-dimensional arrays can be converted" in run.stderr:
+        pytest.skip("this Triton's interpreter does not work with this NumPy")
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

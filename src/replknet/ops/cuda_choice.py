@@ -21,25 +21,20 @@ class Least:
     taps: int  # of a filter
     work: float  # multiplications, see ``work``
 
+    def allows(self, taps: int, work: float) -> bool:
+        return taps >= self.taps and work >= self.work
+
 
 # By pass, and whether numbers have 16 bits.
 _TRITON: dict[tuple[Pass, bool], Least] = {
-    ("forward", False): Least(49, 1.4e8),
-    ("forward", True): Least(49, 9e7),
+    ("forward", False): Least(49, 1.6e8),
+    ("forward", True): Least(49, 1.2e8),
     ("grad_input", False): Least(49, 8e7),
-    ("grad_input", True): Least(49, 5e7),
-    ("grad_weight", False): Least(25, 4.5e7),
-    ("grad_weight", True): Least(49, 2.5e7),
+    ("grad_input", True): Least(49, 7e7),
+    ("grad_weight", False): Least(49, 5e7),
+    ("grad_weight", True): Least(49, 4.5e7),
 }
-# PyTorch has faster kernels for up to 7x7 in channels_last, which ``triton`` has to convert.
-_TRITON_NHWC_TAPS: dict[tuple[Pass, bool], int] = {
-    ("forward", False): 50,
-    ("forward", True): 50,
-    ("grad_input", False): 50,
-    ("grad_input", True): 49,
-    ("grad_weight", False): 49,
-    ("grad_weight", True): 50,
-}
+_TRITON_SMALL_KERNEL = Least(25, 2e8)
 # Without ``triton``.
 _TORCH_FFT: dict[Pass, Least] = {
     "forward": Least(400, 5e8),
@@ -54,12 +49,11 @@ def fastest(problem: Problem, able: set[str]) -> str:
     taps, size = problem.kernel_size[0] * problem.kernel_size[1], work(problem)
     key = problem.pass_, problem.dtype in (torch.float16, torch.bfloat16)
     if "triton" in able:
-        least = _TRITON[key]
-        fewest = least.taps if problem.layout == "NCHW" else _TRITON_NHWC_TAPS[key]
-        return "triton" if taps >= fewest and size >= least.work else "torch"
+        large = _TRITON[key].allows(taps, size) or _TRITON_SMALL_KERNEL.allows(taps, size)
+        fast = problem.layout == "NHWC" and pytorch_layout(problem) == "NHWC"
+        return "triton" if large and not fast else "torch"
     measured = problem.dtype != torch.float64 and problem.stride == problem.dilation == (1, 1)
-    least = _TORCH_FFT[problem.pass_]
-    if "torch_fft" in able and measured and taps >= least.taps and size >= least.work:
+    if "torch_fft" in able and measured and _TORCH_FFT[problem.pass_].allows(taps, size):
         return "torch_fft"
     return "torch"
 

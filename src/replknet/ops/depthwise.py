@@ -28,6 +28,13 @@ from replknet.ops.problem import Layout, Problem
 
 Size = int | tuple[int, int]
 
+# Asked for once: some versions of torch.compile cannot trace the question.
+_AUTOCAST_DEVICES = frozenset(
+    device
+    for device in ("cpu", "cuda", "xpu", "mps", "hpu", torch._C._get_privateuse1_backend_name())
+    if torch.amp.is_autocast_available(device)
+)
+
 
 def depthwise_conv2d(
     input: Tensor,
@@ -104,7 +111,7 @@ def _call(
         return _bare(input, weight, bias, stride, padding, dilation, relu, algorithm)
     known_name(algorithm)
     device = input.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         input, weight = _autocast(input, dtype), _autocast(weight, dtype)
         bias = None if bias is None else _autocast(bias, dtype)
