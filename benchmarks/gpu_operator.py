@@ -5,7 +5,8 @@
     python benchmarks/gpu_operator.py rule       # how far "auto" is from the fastest algorithm
     python benchmarks/gpu_operator.py rule --layout channels_last --json rows.jsonl
 
-Calls come from Python, one after the other; a time is the median of rounds over all contenders.
+Calls come from Python, one after the other; with --graph they are replayed from a CUDA graph, which
+leaves the GPU's own time. A time is the median of rounds over all contenders.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ RULE_SIZES = [
 ]
 ROUNDS, SECONDS_PER_ROUND = 3, 0.004
 Call = Callable[..., Any]
+Prepare = Callable[[Call], Call]
 
 
 def main() -> None:
@@ -62,23 +64,27 @@ def main() -> None:
     parser.add_argument("table", choices=("operator", "paper", "rule"))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "float16"])
     parser.add_argument("--layout", choices=FORMATS, default="nchw")
+    parser.add_argument("--graph", action="store_true", help="replay CUDA graphs")
     parser.add_argument("--json", type=Path, help="add the rows to this file")
     arguments = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, {arguments.layout}")
     tables = {"operator": operator_table, "paper": paper_table, "rule": rule_table}
-    for row in tables[arguments.table](arguments.dtypes, FORMATS[arguments.layout]):
+    prepare = captured if arguments.graph else warm
+    for row in tables[arguments.table](arguments.dtypes, FORMATS[arguments.layout], prepare):
         if arguments.json:
             with arguments.json.open("a") as file:
                 file.write(json.dumps([arguments.table, arguments.layout, row]) + "\n")
 
 
-def operator_table(dtypes: list[str], format: torch.memory_format) -> Iterator[dict]:
+def operator_table(
+    dtypes: list[str], format: torch.memory_format, prepare: Prepare
+) -> Iterator[dict]:
     """Milliseconds of every pass by every algorithm."""
     print("| map / kernel, batch x channels | dtype | pass | torch | torch_fft | triton | auto |")
     print("|---|---|---|---|---|---|---|")
     for size in OPERATOR_SIZES:
         for dtype in dtypes:
-            for row in passes(size, dtype, format, CONTENDERS):
+            for row in passes(size, dtype, format, CONTENDERS, prepare):
                 batch, channels, side, kernel_size = size
                 times = " | ".join(f"{row[name]:.3f}" for name in CONTENDERS)
                 print(
@@ -89,7 +95,7 @@ def operator_table(dtypes: list[str], format: torch.memory_format) -> Iterator[d
                 yield row
 
 
-def paper_table(dtypes: list[str], format: torch.memory_format) -> Iterator[dict]:
+def paper_table(dtypes: list[str], format: torch.memory_format, prepare: Prepare) -> Iterator[dict]:
     """Milliseconds of 24 convolutions in a row, forward, on (64, 384, R, R)."""
     print(f"| R | dtype | K | PyTorch | ours |\n|{'---|' * 5}")
     for side in PAPER_MAPS:
@@ -102,7 +108,8 @@ def paper_table(dtypes: list[str], format: torch.memory_format) -> Iterator[dict
                         {
                             "PyTorch": partial(stack, pytorch, *arguments),
                             "ours": partial(stack, depthwise_conv2d, *arguments),
-                        }
+                        },
+                        prepare,
                     )
                 row = {"size": size, "dtype": dtype} | times
                 print(
@@ -113,13 +120,13 @@ def paper_table(dtypes: list[str], format: torch.memory_format) -> Iterator[dict
                 yield row
 
 
-def rule_table(dtypes: list[str], format: torch.memory_format) -> Iterator[dict]:
+def rule_table(dtypes: list[str], format: torch.memory_format, prepare: Prepare) -> Iterator[dict]:
     """The cases where "auto" is much slower than the fastest, and the quantiles of all."""
     ratios = []
     for size in RULE_SIZES:
         for dtype in dtypes:
             contenders = CONTENDERS if size[3] > 5 else ("torch", "triton")
-            for row in passes(size, dtype, format, contenders):
+            for row in passes(size, dtype, format, contenders, prepare):
                 fastest = min(contenders, key=lambda name: row[name])
                 ratios.append(row[row["auto"]] / row[fastest])
                 if ratios[-1] > 1.2:
@@ -133,7 +140,11 @@ def rule_table(dtypes: list[str], format: torch.memory_format) -> Iterator[dict]
 
 
 def passes(
-    size: tuple[int, int, int, int], dtype: str, format: torch.memory_format, names: Sequence[str]
+    size: tuple[int, int, int, int],
+    dtype: str,
+    format: torch.memory_format,
+    names: Sequence[str],
+    prepare: Prepare,
 ) -> Iterator[dict]:
     """Milliseconds of each pass by the algorithms of these names, and the choice of "auto"."""
     input, weight = tensors(size, dtype, format)
@@ -149,7 +160,9 @@ def passes(
             for name in names
         }
         choice = explain(problem).choice
-        yield {"size": size, "dtype": dtype, "pass": pass_, "auto": choice} | measure(calls)
+        yield {"size": size, "dtype": dtype, "pass": pass_, "auto": choice} | measure(
+            calls, prepare
+        )
 
 
 def tensors(
@@ -174,10 +187,24 @@ def pytorch(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return F.conv2d(input, weight, padding=kernel_size // 2, groups=channels)
 
 
-def measure(calls: dict[str, Call]) -> dict[str, float]:
+def warm(call: Call) -> Call:
+    """The call, with all that it runs compiled."""
+    call()
+    return call
+
+
+def captured(call: Call) -> Call:
+    """The replay of a CUDA graph of the call."""
+    warm(call)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def measure(calls: dict[str, Call], prepare: Prepare) -> dict[str, float]:
     """Median milliseconds of each call over rounds in which all take turns."""
-    for call in calls.values():
-        call()  # compiles
+    calls = {name: prepare(call) for name, call in calls.items()}
     counts = {
         name: max(1, min(50, int(1e3 * SECONDS_PER_ROUND / time(call, 1))))
         for name, call in calls.items()

@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_training.py [--model replknet_31b] [--batch 32] [--size 224]
 
-Forward, cross entropy and backward. Only the depthwise convolutions differ. Milliseconds are medians
-of steps in turn; memory is the peak of PyTorch's allocator.
+Forward, cross entropy and backward; only the depthwise convolutions differ. Milliseconds are
+medians of steps in turn; memory is the peak of PyTorch's allocator.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, {vars(arguments)}")
     print(f"| numbers | depthwise convolutions | ms | images/s | peak MiB |\n|{'---|' * 5}")
-    model = replknet.create_model(arguments.model).cuda().train()
+    model = replknet.create_model(arguments.model, num_classes=1000).cuda().train()
     images = torch.randn(arguments.batch, 3, arguments.size, arguments.size, device="cuda")
     labels = torch.randint(1000, (arguments.batch,), device="cuda")
     for numbers in ("float32", "bfloat16 autocast"):
