@@ -106,6 +106,23 @@ def test_auto_is_explained():
     assert "not measured" not in str(explanation)
 
 
+def test_use_reaches_the_backward_pass():
+    """PyTorch runs it in another thread."""
+    input, weight, _ = arguments(2, 4, (28, 28), (29, 29), torch.float16)
+    weight.requires_grad_()
+    gradients = {}
+    for name in ("torch", "triton"):
+        output = depthwise_conv2d(input, weight, algorithm=name)
+        expected = torch.autograd.grad(output, weight, torch.ones_like(output))[0]
+        with use(name):
+            output = depthwise_conv2d(input, weight)
+            gradients[name] = torch.autograd.grad(output, weight, torch.ones_like(output))[0]
+        assert torch.equal(gradients[name], expected)
+    assert not torch.equal(*gradients.values())
+
+
+# The compiler of some versions of PyTorch uses its own deprecated functions.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("algorithm", ALGORITHMS_HERE)
 def test_compiles_whole(algorithm):
     input, weight, bias = (

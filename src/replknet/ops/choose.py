@@ -28,8 +28,10 @@ def use(algorithm: str) -> Iterator[None]:
     """Compute the depthwise convolutions of a ``with`` block by one algorithm.
 
     Holds for the forward and backward passes that run inside the block, in this thread or
-    asynchronous task. "auto" chooses by predicted cost again. The environment variable
-    ``REPLKNET_ALGORITHM`` does the same for a whole process, and ``algorithm=`` for a call.
+    asynchronous task. On a GPU, whose backward passes PyTorch runs in threads of its own, a
+    backward pass goes by the block of its forward pass. "auto" chooses again. The environment
+    variable ``REPLKNET_ALGORITHM`` does the same for a whole process, and ``algorithm=`` for a
+    call.
 
     Raises:
         ValueError: there is no algorithm of that name.
@@ -92,11 +94,13 @@ def _cheapest(problem: Problem, threads: int) -> str:
 def pytorch_alone_is_faster(problems: Sequence[Problem]) -> bool:
     """Whether to leave all these passes to ``F.conv2d``, called as it is.
 
-    On CPUs when it is predicted to be faster; on GPUs when it is the choice for each.
+    On CPUs when it is predicted to be faster; on GPUs when it is the choice for each. What ``use``
+    asks for plays no part.
     """
+    threads = torch.get_num_threads()
     if problems[0].device != "cpu":
         return all(
-            choose(problem) is ALGORITHMS["torch"]
+            _cheapest(problem, threads) == "torch"
             and trim(problem)[0] == problem
             and best_layout(problem) == problem.layout
             for problem in problems
@@ -107,7 +111,7 @@ def pytorch_alone_is_faster(problems: Sequence[Problem]) -> bool:
         if trim(problem)[0] != problem:  # PyTorch computes the idle taps too
             return False
         alone += TorchConv(problem.layout).cost(problem)
-        chosen += choose(problem).cost(problem)
+        chosen += ALGORITHMS[_cheapest(problem, threads)].cost(problem)
     return alone < chosen
 
 
