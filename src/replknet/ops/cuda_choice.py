@@ -41,7 +41,7 @@ _TORCH_FFT: dict[Pass, Least] = {
     "grad_input": Least(250, 3e8),
     "grad_weight": Least(100, 1.2e8),
 }
-_NHWC_SIDE = 7  # PyTorch's channels_last kernels are 3 to 10 times slower beyond
+_NHWC_SIDE = 7  # beyond, PyTorch's channels_last kernels are up to 11 times slower
 
 
 def fastest(problem: Problem, able: set[str]) -> str:
