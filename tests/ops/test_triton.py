@@ -12,8 +12,9 @@ import pytest
 import torch
 from triton_cases import CASES, DTYPES
 
-from replknet.ops import depthwise_conv2d, problem_of, triton_conv
+from replknet.ops import depthwise_conv2d, problem_of, triton_conv, triton_tiles
 from replknet.ops.algorithm import ALGORITHMS
+from replknet.ops.triton_tiles import WeightTiles
 
 TOLERANCE = {"float32": 5e-7, "float16": 1e-3}
 TRITON = ALGORITHMS["triton"]
@@ -85,6 +86,21 @@ def test_machines_without_triton_or_gpu_are_told(monkeypatch):
     assert "this GPU has 7.5" in support().reason
     monkeypatch.setattr(triton_conv, "find_spec", lambda name: None)
     assert "pip install triton" in support().reason
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("output_w", [7, 14, 28, 56, 200])
+def test_tiles_fit_the_shared_memory_of_smaller_gpus(terms, output_w):
+    large, small = 227 * 1024, 99 * 1024
+    for tiles in (
+        triton_tiles.correlation_tiles(terms, 32, output_w, output_w),
+        triton_tiles.weight_tiles(terms, 32, output_w, output_w, output_w, 13, 6),
+        triton_tiles.weight_tiles(terms, 32, 200, 200, 200, 300, 150),
+    ):
+        assert triton_tiles.within(large, tiles, terms) == tiles
+        fitted = triton_tiles.within(small, tiles, terms)
+        assert 2 * terms * fitted.depth * fitted.lines * fitted.stages <= small
+        assert fitted.columns % fitted.depth == 0 or isinstance(fitted, WeightTiles) or output_w < 9
 
 
 def test_asked_for_on_the_cpu_it_refuses():

@@ -46,6 +46,8 @@ _NHWC_SIDE = 7  # beyond, PyTorch's channels_last kernels are up to 11 times slo
 
 def fastest(problem: Problem, able: set[str]) -> str:
     """The algorithm, of those ``able`` to compute it, that "auto" takes for a CUDA problem."""
+    if torch.version.hip is not None:  # PyTorch calls AMD's GPUs "cuda"; nothing was measured there
+        return "torch"
     taps, size = problem.kernel_size[0] * problem.kernel_size[1], work(problem)
     key = problem.pass_, problem.dtype in (torch.float16, torch.bfloat16)
     if "triton" in able:
@@ -85,6 +87,8 @@ def _pairs_on_map(outputs: int, size: int, problem: Problem, axis: int, low: int
 
 def pytorch_layout(problem: Problem) -> Layout:
     """The memory format in which PyTorch's own kernels are faster, for a CUDA problem."""
+    if torch.version.hip is not None:
+        return problem.layout
     side = max(problem.kernel_size)
     slow = side > _NHWC_SIDE or (
         side == _NHWC_SIDE and problem.pass_ == "grad_weight" and problem.dtype == torch.float32

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 WORKSPACE_BYTES = 128 * 2**20  # of matrices at a time; channels that do not fit take turns
 
@@ -21,6 +22,11 @@ class CorrelationTiles:
     depth: int
     warps: int
     stages: int
+
+    @property
+    def lines(self) -> int:
+        """Rows and columns of the product, each ``depth`` numbers long in a step."""
+        return self.items + self.rows * self.columns
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,11 @@ class WeightTiles:
     depth: int
     warps: int
     stages: int
+
+    @property
+    def lines(self) -> int:
+        """Rows and columns of the product, each ``depth`` numbers long in a step."""
+        return self.rows * self.window + self.columns
 
 
 @dataclass(frozen=True)
@@ -190,6 +201,21 @@ def weight_tiles(
     else:
         entries, depth, warps, stages = 64, 128 if terms == 1 else 64, 4, 2
     return WeightTiles(max(1, entries // window), columns, window, depth, warps, stages)
+
+
+Tiles = TypeVar("Tiles", CorrelationTiles, WeightTiles)
+
+
+def within(shared_bytes: int, tiles: Tiles, terms: int) -> Tiles:
+    """The tiles, with as few and small steps in flight as fit the GPU's shared memory."""
+    while 2 * terms * tiles.depth * tiles.lines * tiles.stages > shared_bytes:
+        if tiles.stages > 2:
+            tiles = replace(tiles, stages=tiles.stages - 1)
+        elif tiles.depth > 16:
+            tiles = replace(tiles, depth=tiles.depth // 2)
+        else:
+            break
+    return tiles
 
 
 def window_start(columns: int, output_w: int, left: int) -> int:
