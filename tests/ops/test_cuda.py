@@ -106,6 +106,12 @@ def test_auto_is_explained():
     assert "not measured" not in str(explanation)
 
 
+def test_plain_calls_go_past_the_operator():
+    input, weight, _ = arguments(2, 4, (28, 28), (29, 29), torch.float32)
+    output = depthwise_conv2d(input, weight.requires_grad_(), algorithm="triton")
+    assert "DepthwiseConvolution" in output.grad_fn.name()
+
+
 def test_use_reaches_the_backward_pass():
     """PyTorch runs it in another thread."""
     input, weight, _ = arguments(2, 4, (28, 28), (29, 29), torch.float16)

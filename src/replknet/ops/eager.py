@@ -8,15 +8,30 @@ from torch.autograd import forward_ad
 
 _ORDINARY_TYPES = (Tensor, torch.nn.Parameter)
 _Key, _KeySet = torch._C.DispatchKey, torch._C.DispatchKeySet
-_IN_INFERENCE_MODE = (
-    _KeySet(_Key.CPU) | _KeySet(_Key.AutocastCPU),
-    _KeySet(_Key.CUDA) | _KeySet(_Key.AutocastCUDA),
-)
-_DIFFERENTIABLE = (
-    _IN_INFERENCE_MODE[0] | _KeySet(_Key.AutogradCPU) | _KeySet(_Key.ADInplaceOrView),
-    _IN_INFERENCE_MODE[1] | _KeySet(_Key.AutogradCUDA) | _KeySet(_Key.ADInplaceOrView),
-)
-_ORDINARY_KEYS = {keys.raw_repr() for keys in (*_IN_INFERENCE_MODE, *_DIFFERENTIABLE)}
+_ON_CUDA = {
+    _Key.CPU: _Key.CUDA,
+    _Key.AutogradCPU: _Key.AutogradCUDA,
+    _Key.AutocastCPU: _Key.AutocastCUDA,
+    _Key.ADInplaceOrView: _Key.ADInplaceOrView,
+}
+
+
+def _ordinary_keys() -> set[int]:
+    """Keys of plain tensors, made in and out of inference mode, on a CPU or a CUDA GPU."""
+    plain = [torch.zeros((), device="cpu")]
+    with torch.inference_mode():
+        plain.append(torch.zeros((), device="cpu"))
+    ordinary = set()
+    for tensor in plain:
+        keys, there = torch._C._dispatch_keys(tensor), _KeySet(_Key.CUDA)
+        for on_cpu, on_cuda in _ON_CUDA.items():
+            if keys.has(on_cpu):
+                there |= _KeySet(on_cuda)
+        ordinary |= {keys.raw_repr(), there.raw_repr()}
+    return ordinary
+
+
+_ORDINARY_KEYS = _ordinary_keys()
 _ORDINARY_MODES = {
     _KeySet(_Key.BackendSelect).raw_repr(),  # in inference mode
     (_KeySet(_Key.BackendSelect) | _KeySet(_Key.ADInplaceOrView)).raw_repr(),

@@ -230,7 +230,7 @@ def correlate(
             part = tl.dot(a_low, b_high)
             part = tl.dot(a_high, b_low, part)
             part = tl.dot(a_high, b_high, part)
-            total += part * weight_unscale
+            total += part * weight_unscale  # outside the tensor cores, so that the sum is rounded
         else:
             total = tl.dot(tl.load(a, inside, other=0.0), tl.load(b), total)
 
