@@ -54,6 +54,7 @@ class _Curves:
         self.algorithms = {
             name: TorchConv(layout) if name == "torch" else algorithm
             for name, algorithm in ALGORITHMS.items()
+            if name != "triton"  # which has no kernels for the CPU
         }
 
     def sweep(self) -> None:

@@ -108,8 +108,9 @@ def _algorithms() -> Iterator[Finding]:
     exact = F.conv2d(image.double(), weight.double(), padding=6, groups=8)
     for name in ALGORITHMS:
         subject = f"algorithm {name}"
+        device = "cuda" if name == "triton" and torch.cuda.is_available() else "cpu"
         try:
-            result = depthwise_conv2d(image, weight, algorithm=name)
+            result = depthwise_conv2d(image.to(device), weight.to(device), algorithm=name).cpu()
         except NotImplementedError as reason:
             yield Finding(subject, "not usable", "note", str(reason))
         except Exception as failure:

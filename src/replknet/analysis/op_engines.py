@@ -77,7 +77,7 @@ def engines() -> dict[str, Engine]:
         Engine("openvino", _openvino, missing=_missing("openvino")),
     ]
     for name in ALGORITHMS:
-        if name != "torch":
+        if name not in ("torch", "triton"):  # listed above; not for the CPU
             table.append(_torch_engine(f"replknet {name}", nhwc, _ours(name)))
     table.append(_torch_engine("replknet nchw", nchw, _ours("auto")))
     table.append(_torch_engine("replknet channels_last", nhwc, _ours("auto")))

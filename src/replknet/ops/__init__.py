@@ -9,6 +9,7 @@ from replknet.ops.native import NativeAlgorithm
 from replknet.ops.problem import Problem
 from replknet.ops.torch_conv import TorchConv
 from replknet.ops.torch_fft import TorchFFT
+from replknet.ops.triton_conv import TritonConv
 
 __all__ = [
     "Explanation",
@@ -23,5 +24,6 @@ __all__ = [
 
 register(NativeAlgorithm("direct", _binary.DIRECT))
 register(NativeAlgorithm("fft", _binary.FFT))
+register(TritonConv())
 register(TorchFFT())
 register(TorchConv())

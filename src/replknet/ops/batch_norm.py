@@ -26,6 +26,7 @@ def suits_native(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> b
         _binary.library is not None
         and not torch.compiler.is_compiling()
         and all(map(is_ordinary, (input, weight, bias)))
+        and input.is_cpu
         and all(t is None or t.dtype == torch.float32 for t in (input, weight, bias))
         and not torch.is_autocast_enabled("cpu")
         and forward_ad._current_level < 0

@@ -11,9 +11,10 @@ from functools import lru_cache
 
 import torch
 
+from replknet.ops import cuda_choice
 from replknet.ops.algorithm import ALGORITHMS, Algorithm
 from replknet.ops.problem import Problem
-from replknet.ops.torch_conv import TorchConv
+from replknet.ops.torch_conv import TorchConv, best_layout
 from replknet.ops.trim import trim
 
 # What a call takes beside the algorithms, and what each pass adds when gradients are wanted.
@@ -27,8 +28,10 @@ def use(algorithm: str) -> Iterator[None]:
     """Compute the depthwise convolutions of a ``with`` block by one algorithm.
 
     Holds for the forward and backward passes that run inside the block, in this thread or
-    asynchronous task. "auto" chooses by predicted cost again. The environment variable
-    ``REPLKNET_ALGORITHM`` does the same for a whole process, and ``algorithm=`` for a call.
+    asynchronous task. On a GPU, whose backward passes PyTorch runs in threads of its own, a
+    backward pass goes by the block of its forward pass. "auto" chooses again. The environment
+    variable ``REPLKNET_ALGORITHM`` does the same for a whole process, and ``algorithm=`` for a
+    call.
 
     Raises:
         ValueError: there is no algorithm of that name.
@@ -80,21 +83,35 @@ def choose(problem: Problem, algorithm: str = "auto") -> Algorithm:
 
 @lru_cache(maxsize=4096)
 def _cheapest(problem: Problem, threads: int) -> str:
+    able = [algorithm for algorithm in ALGORITHMS.values() if algorithm.supports(problem).ok]
+    if problem.device == "cuda":
+        return cuda_choice.fastest(problem, {algorithm.name for algorithm in able})
     if problem.device != "cpu":  # nothing was measured there: PyTorch's own
         return "torch"
-    able = [algorithm for algorithm in ALGORITHMS.values() if algorithm.supports(problem).ok]
     return min(able, key=lambda algorithm: algorithm.cost(problem)).name
 
 
 def pytorch_alone_is_faster(problems: Sequence[Problem]) -> bool:
-    """Whether plain ``F.conv2d`` is predicted to run all these passes faster than we can."""
+    """Whether to leave all these passes to ``F.conv2d``, called as it is.
+
+    On CPUs when it is predicted to be faster; on GPUs when it is the choice for each. What ``use``
+    asks for plays no part.
+    """
+    threads = torch.get_num_threads()
+    if problems[0].device != "cpu":
+        return all(
+            _cheapest(problem, threads) == "torch"
+            and trim(problem)[0] == problem
+            and best_layout(problem) == problem.layout
+            for problem in problems
+        )
     alone = 0.0
     chosen = CALL_SECONDS if len(problems) == 1 else TRAINED_PASS_SECONDS * len(problems)
     for problem in problems:
         if trim(problem)[0] != problem:  # PyTorch computes the idle taps too
             return False
         alone += TorchConv(problem.layout).cost(problem)
-        chosen += choose(problem).cost(problem)
+        chosen += ALGORITHMS[_cheapest(problem, threads)].cost(problem)
     return alone < chosen
 
 
@@ -110,8 +127,8 @@ class Candidate:
     def __str__(self) -> str:
         if not self.ok:
             return f"{self.name:<10} no   {self.reason}"
-        cost = "not measured" if self.seconds is None else f"{1e3 * self.seconds:.3f} ms predicted"
-        return f"{self.name:<10} yes  {cost}"
+        cost = "" if self.seconds is None else f"{1e3 * self.seconds:.3f} ms predicted"
+        return f"{self.name:<10} yes  {cost}".rstrip()
 
 
 @dataclass(frozen=True)

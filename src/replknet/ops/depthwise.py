@@ -28,6 +28,13 @@ from replknet.ops.problem import Layout, Problem
 
 Size = int | tuple[int, int]
 
+# Asked for once: some versions of torch.compile cannot trace the question.
+_AUTOCAST_DEVICES = frozenset(
+    device
+    for device in ("cpu", "cuda", "xpu", "mps", "hpu", torch._C._get_privateuse1_backend_name())
+    if torch.amp.is_autocast_available(device)
+)
+
 
 def depthwise_conv2d(
     input: Tensor,
@@ -93,11 +100,18 @@ def _call(
     relu: bool,
     algorithm: str,
 ) -> Tensor:
-    if nothing_listens() and is_ordinary(input) and is_ordinary(weight) and is_ordinary(bias):
+    if (
+        nothing_listens()
+        and is_ordinary(input)
+        and is_ordinary(weight)
+        and is_ordinary(bias)
+        and input.device == weight.device
+        and (bias is None or input.device == bias.device)
+    ):
         return _bare(input, weight, bias, stride, padding, dilation, relu, algorithm)
     known_name(algorithm)
     device = input.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         input, weight = _autocast(input, dtype), _autocast(weight, dtype)
         bias = None if bias is None else _autocast(bias, dtype)
@@ -117,7 +131,7 @@ def _bare(
     relu: bool,
     algorithm: str,
 ) -> Tensor:
-    """The operator without its call, on tensors of the CPU."""
+    """The operator without its call."""
     problem = _known_problem(
         input.shape,
         weight.shape,
@@ -129,6 +143,7 @@ def _bare(
         _hashable(padding),
         _hashable(dilation),
         layout_of(input),
+        input.device.type,
     )
     grads = 0
     if torch.is_grad_enabled():
@@ -173,14 +188,15 @@ def _known_problem(
     padding: Padding,
     dilation: Size,
     layout: Layout,
+    device: str,
 ) -> Problem:
-    """The forward problem on the CPU of tensors of these shapes and dtypes."""
+    """The forward problem of tensors of these shapes and dtypes."""
     check_shapes(input, weight, bias)
     check_dtypes(input_dtype, weight_dtype, bias_dtype)
     steps, holes = pair("stride", stride, 1), pair("dilation", dilation, 1)
     sides = four_sides(padding, weight[2:], steps, holes)
     return make_problem(
-        "forward", input, weight[2:], steps, sides, holes, input_dtype, layout, "cpu"
+        "forward", input, weight[2:], steps, sides, holes, input_dtype, layout, device
     )
 
 

@@ -7,11 +7,31 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 _ORDINARY_TYPES = (Tensor, torch.nn.Parameter)
-_ANY = torch.zeros(())
-with torch.inference_mode():
-    _ANY_INFERENCE = torch.zeros(())
-_ORDINARY_KEYS = {torch._C._dispatch_keys(t).raw_repr() for t in (_ANY, _ANY_INFERENCE)}
 _Key, _KeySet = torch._C.DispatchKey, torch._C.DispatchKeySet
+_ON_CUDA = {
+    _Key.CPU: _Key.CUDA,
+    _Key.AutogradCPU: _Key.AutogradCUDA,
+    _Key.AutocastCPU: _Key.AutocastCUDA,
+    _Key.ADInplaceOrView: _Key.ADInplaceOrView,
+}
+
+
+def _ordinary_keys() -> set[int]:
+    """Keys of plain tensors, made in and out of inference mode, on a CPU or a CUDA GPU."""
+    plain = [torch.zeros((), device="cpu")]
+    with torch.inference_mode():
+        plain.append(torch.zeros((), device="cpu"))
+    ordinary = set()
+    for tensor in plain:
+        keys, there = torch._C._dispatch_keys(tensor), _KeySet(_Key.CUDA)
+        for on_cpu, on_cuda in _ON_CUDA.items():
+            if keys.has(on_cpu):
+                there |= _KeySet(on_cuda)
+        ordinary |= {keys.raw_repr(), there.raw_repr()}
+    return ordinary
+
+
+_ORDINARY_KEYS = _ordinary_keys()
 _ORDINARY_MODES = {
     _KeySet(_Key.BackendSelect).raw_repr(),  # in inference mode
     (_KeySet(_Key.BackendSelect) | _KeySet(_Key.ADInplaceOrView)).raw_repr(),
@@ -24,13 +44,14 @@ def nothing_listens() -> bool:
         not torch.compiler.is_compiling()
         and torch._C._dispatch_tls_local_include_set().raw_repr() in _ORDINARY_MODES
         and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled("cuda")
         and not torch.autograd._profiler_enabled()
         and forward_ad._current_level < 0
     )
 
 
 def is_ordinary(tensor: Tensor | None) -> bool:
-    """Whether a tensor is no more than strided CPU memory (or is None)."""
+    """Whether a tensor is no more than strided memory of a CPU or CUDA GPU (or is None)."""
     return tensor is None or (
         type(tensor) in _ORDINARY_TYPES
         and torch._C._dispatch_keys(tensor).raw_repr() in _ORDINARY_KEYS

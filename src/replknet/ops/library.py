@@ -19,6 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from replknet.ops import passes
 from replknet.ops.arguments import layout_of, make_problem, memory_format
+from replknet.ops.choose import requested
 from replknet.ops.eager import is_ordinary, nothing_listens
 from replknet.ops.problem import Layout
 
@@ -147,8 +148,19 @@ def _empty(like: Tensor, size: Sequence[int], layout: Layout) -> Tensor:
 # Derivatives. A context keeps only the tensors that a wanted gradient needs.
 
 
+def _of_backward(algorithm: str, tensor: Tensor) -> str:
+    """What to ask for in the backward pass: what is asked for now, if that will not be known."""
+    return requested(algorithm) if leaves_thread(tensor) else algorithm
+
+
+def leaves_thread(tensor: Tensor) -> bool:
+    """Whether PyTorch runs the backward pass in another thread, which knows no ``use``."""
+    return tensor.is_cuda and is_ordinary(tensor)  # a traced graph asks again when it runs
+
+
 def _forward_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    input, weight, _, *ctx.geometry, relu, ctx.algorithm = inputs
+    input, weight, _, *ctx.geometry, relu, algorithm = inputs
+    ctx.algorithm = _of_backward(algorithm, input)
     ctx.channels_last = layout_of(input) == "NHWC"
     ctx.input_size, ctx.kernel_size = input.shape[2:], weight.shape[2:]
     ctx.save_for_backward(
@@ -179,7 +191,8 @@ def _forward_backward(ctx: Any, grad: Tensor) -> tuple:
 
 
 def _grad_input_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    grad_output, weight, _, *ctx.geometry, _, ctx.algorithm = inputs
+    grad_output, weight, _, *ctx.geometry, _, algorithm = inputs
+    ctx.algorithm = _of_backward(algorithm, grad_output)
     ctx.kernel_size = weight.shape[2:]
     ctx.save_for_backward(
         grad_output if ctx.needs_input_grad[1] else None,
@@ -198,7 +211,8 @@ def _grad_input_backward(ctx: Any, grad: Tensor) -> tuple:
 
 
 def _grad_weight_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    grad_output, input, _, *ctx.geometry, ctx.algorithm = inputs
+    grad_output, input, _, *ctx.geometry, algorithm = inputs
+    ctx.algorithm = _of_backward(algorithm, grad_output)
     ctx.channels_last = layout_of(input) == "NHWC"
     ctx.input_size = input.shape[2:]
     ctx.save_for_backward(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from replknet.ops import cuda_choice
 from replknet.ops.algorithm import Support
 from replknet.ops.arguments import memory_format
 from replknet.ops.cost import predict
@@ -77,7 +78,7 @@ class TorchConv:
 
     def _layout(self, problem: Problem) -> Layout:
         """The memory format to compute in."""
-        return self.layout or _best_layout(problem)
+        return self.layout or best_layout(problem)
 
 
 def _backward(
@@ -109,7 +110,10 @@ def _pad(problem: Problem, input: Tensor) -> tuple[Tensor, tuple[int, int]]:
 
 
 @lru_cache(maxsize=4096)
-def _best_layout(problem: Problem) -> Layout:
+def best_layout(problem: Problem) -> Layout:
+    """The memory format in which PyTorch computes a problem faster, conversions included."""
+    if problem.device == "cuda":
+        return cuda_choice.pytorch_layout(problem)
     if problem.device != "cpu":
         return problem.layout
     layouts: tuple[Layout, Layout] = ("NCHW", "NHWC")
