@@ -24,7 +24,7 @@ def suits_amx(*matrices: Tensor) -> bool:
         and _binary.library is not None
         and _binary.library.rk_isa() == b"amx"
         and nothing_listens()
-        and all(is_ordinary(m) and m.dtype == torch.float32 for m in matrices)
+        and all(is_ordinary(m) and m.is_cpu and m.dtype == torch.float32 for m in matrices)
     )
 
 
