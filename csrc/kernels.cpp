@@ -1,11 +1,11 @@
-// The table of one instruction set: compiled once for each, with RK_ISA, RK_ISA_NAME and RK_LANES defined, and RK_DEPTHWISE,
-// the instruction set whose depthwise algorithms it has.
+// The table of one instruction set: compiled once for each, with RK_ISA, RK_ISA_NAME and RK_LANES defined, RK_DEPTHWISE, the
+// instruction set whose depthwise algorithms it has, and RK_AMX where its products are those of tiles.
 #include "kernels.h"
 
 #include "norm.h"
 #include "peak.h"
 #include "pointwise.h"
-#ifdef __AMX_BF16__
+#ifdef RK_AMX
 #include "matmul_amx.h"
 #endif
 
@@ -24,7 +24,7 @@ extern "C" const Kernels RK_TABLE_NAME(RK_ISA) = {
     RK_ISA::fma_peak,
     RK_ISA::pointwise::workspace_bytes,
     RK_ISA::pointwise::run,
-#ifdef __AMX_BF16__
+#ifdef RK_AMX
     RK_ISA::matmul::workspace_bytes,
     RK_ISA::matmul::run,
 #else

@@ -1,7 +1,7 @@
 // Pointwise (1x1) convolution, and two of them with the hidden rows in cache.
 #pragma once
 
-#ifdef __AMX_BF16__
+#ifdef RK_AMX
 #include "pointwise_amx.h"
 #endif
 #include "pointwise_rows.h"
@@ -36,7 +36,7 @@ struct Method {
 static Method method_of(const Products& c) {
     const rk_layer &first = *c.first, &last = c.second ? *c.second : first;
     const bool by_rows = c.images * c.pixels > first.in_channels + last.out_channels;
-#ifdef __AMX_BF16__
+#ifdef RK_AMX
     if (amx_pays(first, c.pixels) && amx_pays(last, c.pixels))
         return by_rows ? Method{amx_by_rows_floats, amx_by_rows} : Method{amx_by_layers_floats, amx_by_layers};
 #endif
