@@ -117,12 +117,25 @@ def test_maps_are_rows_of_pixels(isa, format):
     assert result.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("inputs", [40, 512])  # 512: large enough for another way
+def test_pixels_of_images_without_height_and_width(isa, inputs):
+    x = randn(2, 10, 10, inputs, seed=5)
+    residual = randn(2, 10, 10, 512, seed=6)
+    product, _ = layer(inputs, 512, "relu")
+    maps = pointwise(x.permute(0, 3, 1, 2), product, residual.permute(0, 3, 1, 2))
+    rows = pointwise(x.flatten(1, 2), product, residual.flatten(1, 2))
+    maps = maps.permute(0, 2, 3, 1).flatten(1, 2)
+    assert_near(rows, maps)
+    assert isa == "plain" or torch.equal(rows, maps)
+
+
 def test_other_channels_are_refused(isa):
     product = layer(4, 7)[0]
-    with pytest.raises(ValueError, match=r"\(n, 4\) or \(N, 4, H, W\), got \(3, 5\)"):
+    known = r"\(n, 4\), \(N, pixels, 4\) or \(N, 4, H, W\)"
+    with pytest.raises(ValueError, match=known + r", got \(3, 5\)"):
         pointwise(torch.zeros(3, 5), product)
-    with pytest.raises(ValueError, match=r"got \(4, 3, 3\)"):
-        pointwise(torch.zeros(4, 3, 3), product)
+    with pytest.raises(ValueError, match=r"got \(4, 4, 3\)"):
+        pointwise(torch.zeros(4, 4, 3), product)
     with pytest.raises(ValueError, match=r"residual must be \(3, 7\), got \(3, 4\)"):
         pointwise_pair(torch.zeros(3, 4), product, layer(7, 7)[0], torch.zeros(3, 4))
 
@@ -131,6 +144,7 @@ def test_no_rows(isa):
     assert pointwise(torch.zeros(0, 4), layer(4, 7)[0]).shape == (0, 7)
     large, x = layer(512, 512)[0], torch.zeros(0, 512, 10, 10)
     assert pointwise(x, large).shape == pointwise_pair(x, large, large).shape == x.shape
+    assert pointwise(torch.zeros(0, 100, 512), large).shape == (0, 100, 512)
 
 
 # images, map, in, hidden, out; by Strassen's method or by AMX where there is one

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from replknet.deploy import optimize
+from replknet.nn import DepthwiseConv2d
 from replknet.ops import depthwise_conv2d, explain, problem_of
 from replknet.ops.algorithm import ALGORITHMS
 
@@ -81,6 +83,7 @@ def engines() -> dict[str, Engine]:
             table.append(_torch_engine(f"replknet {name}", nhwc, _ours(name)))
     table.append(_torch_engine("replknet nchw", nchw, _ours("auto")))
     table.append(_torch_engine("replknet channels_last", nhwc, _ours("auto")))
+    table.append(Engine("replknet optimized", _optimized))
     return {engine.name: engine for engine in table}
 
 
@@ -106,6 +109,22 @@ def _conv2d(input: Tensor, weight: Tensor) -> Tensor:
 
 def _ours(algorithm: str) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda input, weight: depthwise_conv2d(input, weight, algorithm=algorithm)
+
+
+def _optimized(case: Case) -> Call:
+    """The layer for inference, whose filters are prepared once."""
+    input, weight, _ = _tensors(case, torch.channels_last)
+    conv = DepthwiseConv2d(
+        case.channels, case.channels, case.kernel_size, padding=case.padding, bias=False
+    )
+    conv.weight.data = weight
+    layer = optimize(conv)
+
+    def call() -> Any:
+        with torch.no_grad():
+            return layer(input)
+
+    return call
 
 
 def _tensors(case: Case, format: torch.memory_format) -> tuple[Tensor, Tensor, Tensor]:

@@ -89,10 +89,14 @@ class PackedMLP(nn.Module):
         first, second = self.first.layer, self.second.layer
         if self.on_maps:
             return pointwise_pair(x, first, second, residual, overwrite=overwrite)
-        rows = None if residual is None else residual.reshape(-1, residual.shape[-1])
-        flat = x.reshape(-1, x.shape[-1])
-        out = pointwise_pair(flat, first, second, rows, overwrite=overwrite)
-        return out.unflatten(0, x.shape[:-1])
+        rows = None if residual is None else _rows(residual)
+        out = pointwise_pair(_rows(x), first, second, rows, overwrite=overwrite)
+        return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(N, ..., C) as (N, pixels, C), and fewer dimensions as (n, C)."""
+    return x.flatten(1, -2) if x.dim() > 2 else x.reshape(-1, x.shape[-1])
 
 
 class FrozenDepthwiseConv2d(nn.Module):

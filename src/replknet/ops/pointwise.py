@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from replknet.ops import _binary
+from replknet.ops.native import check
 
 Activation = Literal["identity", "relu", "gelu"]
 ACTIVATIONS: dict[Activation, int] = {
@@ -103,7 +104,9 @@ def pointwise(
     """``activation(x @ weight.T + bias) + residual`` of each pixel.
 
     Args:
-        x: Rows (n, in), or maps (N, in, H, W) with a result in channels_last memory.
+        x: Rows (n, in) or (N, pixels, in), or maps (N, in, H, W) with a result in channels_last
+            memory. Which way a large layer is computed depends on the pixels of an image; rows
+            (n, in) are images of one.
         layer: Packed weight and bias, and the activation.
         residual: Of the size of the result.
         overwrite: Nobody needs the residual any more: its memory may become the result's.
@@ -149,12 +152,21 @@ def _library() -> ctypes.CDLL:
 
 
 def _check_sizes(x: Tensor, inputs: int, outputs: int, residual: Tensor | None) -> None:
-    if x.dim() not in (2, 4) or x.shape[1] != inputs:
+    if x.dim() not in (2, 3, 4) or x.shape[_channels_dim(x)] != inputs:
         raise ValueError(
-            f"input must be (n, {inputs}) or (N, {inputs}, H, W), got {tuple(x.shape)}"
+            f"input must be (n, {inputs}), (N, pixels, {inputs}) or (N, {inputs}, H, W), "
+            f"got {tuple(x.shape)}"
         )
-    if residual is not None and residual.shape != (size := (x.shape[0], outputs, *x.shape[2:])):
+    if residual is not None and residual.shape != (size := _result_size(x, outputs)):
         raise ValueError(f"residual must be {size}, got {tuple(residual.shape)}")
+
+
+def _channels_dim(x: Tensor) -> int:
+    return 1 if x.dim() == 4 else -1
+
+
+def _result_size(x: Tensor, outputs: int) -> tuple[int, ...]:
+    return (x.shape[0], outputs, *x.shape[2:]) if x.dim() == 4 else (*x.shape[:-1], outputs)
 
 
 def _run(
@@ -165,26 +177,26 @@ def _run(
     residual: Tensor | None,
     overwrite: bool,
 ) -> Tensor:
-    format = torch.contiguous_format if x.dim() == 2 else torch.channels_last
+    format = torch.channels_last if x.dim() == 4 else torch.contiguous_format
     x = x.contiguous(memory_format=format)
     if residual is not None:
         residual = residual.contiguous(memory_format=format)
     if overwrite and residual is not None:
         output = residual
     else:
-        size = (x.shape[0], out_channels, *x.shape[2:])
+        size = _result_size(x, out_channels)
         output = torch.empty(size, dtype=torch.float32, memory_format=format)
+    pixels = x.shape[2:].numel() if x.dim() == 4 else x.shape[1:-1].numel()
     status = function(
         *structs,
         x.shape[0],
-        x.shape[2:].numel(),
+        pixels,
         x.data_ptr(),
         None if residual is None else residual.data_ptr(),
         output.data_ptr(),
         torch.get_num_threads(),
     )
-    if status:
-        raise MemoryError("the native core could not allocate its workspace")
+    check(status)
     return output
 
 
@@ -192,7 +204,7 @@ def _plain(x: Tensor, layer: Layer, residual: Tensor | None) -> Tensor:
     weight, bias = unpack(layer.weight, layer.out_channels), layer.bias[: layer.out_channels]
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
-    out = F.linear(x, weight, bias) if x.dim() == 2 else F.conv2d(x, weight[..., None, None], bias)
+    out = F.conv2d(x, weight[..., None, None], bias) if x.dim() == 4 else F.linear(x, weight, bias)
     if layer.activation == "relu":
         out = out.relu()
     elif layer.activation == "gelu":
