@@ -1,6 +1,7 @@
 """Predicted run times: a table of measurements for each algorithm, and interpolation.
 
-Two tables come with the package, for AVX2 and AVX-512. ``replknet benchmark --calibrate`` measures
+Three tables come with the package: for AVX2, for AVX-512 (measured on an AMD EPYC of Zen 4, kernels
+below 11x11 on an Intel Xeon) and for AMX (on the Xeon). ``replknet benchmark --calibrate`` measures
 one for the machine at hand and keeps it in the user's cache directory, by processor, PyTorch and
 number of threads.
 """
@@ -124,7 +125,7 @@ def cost_table(threads: int) -> CostTable:
 def _packaged() -> str:
     """The table of the package that is nearest to the instruction set in use."""
     isa = _binary.library.rk_isa().decode() if _binary.library else ""
-    return "cost_avx512.json" if isa in ("avx512", "amx") else "cost_avx2.json"
+    return f"cost_{isa}.json" if isa in ("avx512", "amx") else "cost_avx2.json"
 
 
 def calibration_file(threads: int) -> Path:
