@@ -22,6 +22,7 @@ import torch
 
 from replknet.analysis.benchmark_op import interleave
 from replknet.analysis.op_engines import Call, Case, engines
+from replknet.engine.allocator import keep_freed_memory
 
 KERNEL_SIZES = (3, 5, 7, 9, 11, 13, 17, 21, 25, 31, 51)
 MAPS = ((7, 7), (14, 14), (28, 28), (56, 56), (64, 48), (112, 112))
@@ -33,6 +34,7 @@ PART_CHANNELS = 16
 
 
 def main() -> None:
+    keep_freed_memory()  # lest new pages count for some engines only
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kernel-sizes", type=int, nargs="+", default=KERNEL_SIZES)
     parser.add_argument("--every", type=int, default=1, help="measure every N-th case of the grid")

@@ -16,6 +16,7 @@ import torch
 from replknet.analysis.benchmark_op import interleave
 from replknet.analysis.machine import describe_machine, fma_peak_gflops
 from replknet.analysis.op_engines import Case, engines
+from replknet.engine.allocator import keep_freed_memory
 
 LAYERS = [(128, 56, 31), (256, 28, 29), (512, 14, 27), (1024, 7, 13)]
 PYTORCH = ("pytorch nchw", "pytorch channels_last")
@@ -24,6 +25,7 @@ ROUNDS, MAX_SECONDS = 9, 6.0
 
 
 def main() -> None:
+    keep_freed_memory()  # lest new pages count for some engines only
     threads = torch.get_num_threads()
     print(", ".join(describe_machine().values()), f"{threads} threads", sep=", ")
     peak = fma_peak_gflops(threads)

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 import torch
 
 from replknet.analysis.op_engines import Call, Case, Engine, chosen_algorithms, engines
+from replknet.engine.allocator import keep_freed_memory
 
 Key = TypeVar("Key", bound=Hashable)
 PassName = Literal["forward", "forward+backward"]
@@ -108,8 +109,10 @@ def run_benchmark(
 ) -> list[CaseTimings]:
     """Time every case of the suite in every engine that is there.
 
+    Freed memory stays with the process from then on, lest new pages count for some engines only.
     ``peak_gflops`` is the FMA peak of the machine with the threads in use.
     """
+    keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads)
     try:
