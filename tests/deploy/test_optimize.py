@@ -266,15 +266,18 @@ def test_shared_and_watched_modules():
 
 
 def test_mlp_on_rows_and_on_maps():
-    rows, maps = [(12,), (3, 12), (2, 5, 12), (2, 5, 6, 12), (0, 5, 6, 12)], [(2, 12, 5, 6)]
+    rows, maps = [(12,), (3, 12), (2, 5, 12), (2, 5, 6, 12)], [(2, 12, 5, 6)]
     for use_conv, sizes in ((False, rows), (True, maps)):
         mlp = timm.layers.Mlp(12, 40, use_conv=use_conv)
         fast = optimize(mlp)
         assert isinstance(fast, PackedMLP)
         for size in sizes:
-            x = torch.randn(size)
-            assert fast(x).shape == x.shape
-            torch.testing.assert_close(fast(x), mlp(x))
+            assert_same(mlp, fast, torch.randn(size))
+
+
+def test_mlp_on_no_images():
+    fast = optimize(timm.layers.Mlp(12, 40))
+    assert fast(torch.zeros(0, 5, 6, 12)).shape == (0, 5, 6, 12)
 
 
 @pytest.mark.parametrize(

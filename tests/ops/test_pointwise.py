@@ -134,6 +134,8 @@ def test_other_channels_are_refused(isa):
     known = r"\(n, 4\), \(N, pixels, 4\) or \(N, 4, H, W\)"
     with pytest.raises(ValueError, match=known + r", got \(3, 5\)"):
         pointwise(torch.zeros(3, 5), product)
+    with pytest.raises(ValueError, match=r"got \(4, 3, 3\)"):
+        pointwise(torch.zeros(4, 3, 3), product)
     with pytest.raises(ValueError, match=r"got \(4, 4, 3\)"):
         pointwise(torch.zeros(4, 4, 3), product)
     with pytest.raises(ValueError, match=r"residual must be \(3, 7\), got \(3, 4\)"):

@@ -118,11 +118,13 @@ def _optimized(case: Case) -> Call:
         case.channels, case.channels, case.kernel_size, padding=case.padding, bias=False
     )
     conv.weight.data = weight
-    layer = optimize(conv)
+    return _inference(optimize(conv), input)
 
-    def call() -> Any:
+
+def _inference(function: Callable[..., Tensor], *tensors: Tensor) -> Call:
+    def call() -> Tensor:
         with torch.no_grad():
-            return layer(input)
+            return function(*tensors)
 
     return call
 
@@ -140,12 +142,7 @@ def _torch_engine(
 ) -> Engine:
     def forward(case: Case) -> Call:
         input, weight, _ = _tensors(case, format)
-
-        def call() -> Tensor:
-            with torch.no_grad():
-                return convolve(input, weight)
-
-        return call
+        return _inference(convolve, input, weight)
 
     def train(case: Case) -> Call:
         input, weight, grad_output = _tensors(case, format)
