@@ -40,7 +40,10 @@ static Method method_of(const Products& c) {
     if (amx_pays(first, c.pixels) && amx_pays(last, c.pixels))
         return by_rows ? Method{amx_by_rows_floats, amx_by_rows} : Method{amx_by_layers_floats, amx_by_layers};
 #endif
-    if (strassen_pays(first, c.pixels) && strassen_pays(last, c.pixels)) return {by_strassen_floats, by_strassen};
+    if (strassen_pays(first, c.pixels) && strassen_pays(last, c.pixels))
+        return strassen_by_rows_pays(c.images * c.pixels, c.threads)
+                   ? Method{strassen_by_rows_floats, strassen_by_rows}
+                   : Method{strassen_by_layers_floats, strassen_by_layers};
     if (!c.second) return {one_by_rows_floats, one_by_rows};
     return by_rows ? Method{pair_by_rows_floats, pair_by_rows} : Method{pair_by_layers_floats, pair_by_layers};
 }

@@ -1,181 +1,13 @@
-// Pointwise convolutions by Strassen's method in Winograd's form: the product of two matrices of 2 x 2 blocks as 7
-// products of blocks and 15 sums, for the 8 products of the definition.
-//
-// The blocks of the pixels are even and odd rows by the two halves of the input channels, those of the weight the halves
-// of its input by the halves of its output channels. So a pair of rows determines its own results, whatever the number
-// of rows and threads. See Douglas et al., GEMMW (1994), whose names of the sums these are.
+// Large pointwise convolutions by Strassen's method, and how they are shared out among threads.
 #pragma once
 
-#include "pointwise_tile.h"
+#include "strassen.h"
 
 namespace RK_ISA {
 namespace pointwise {
 
-constexpr int kProducts = 7, kFormed = 4;
-constexpr int64_t kChunkRows = 128;  // of a thread, whose operands the third level cache holds
-constexpr int64_t kPairsAhead = 4;   // whose memory `join` fetches; rows a power of two apart leave no room for more
-
-// The left operands of the products: seven matrices of (pairs of rows, half of the channels).
-struct Operands {
-    float* data;
-    int64_t pairs, stride;
-    float* at(int product, int64_t pair) const { return data + (product * pairs + pair) * stride; }
-};
-static RK_INLINE int64_t operand_floats(int64_t pairs, int64_t channels) {
-    return kProducts * pairs * padded(channels / 2);
-}
-
-static RK_INLINE void store_operands(const Operands& left, int64_t pair, int64_t channel, const Vec a[2][2]) {
-    const Vec s1 = a[1][0] + a[1][1], s2 = s1 - a[0][0], s3 = a[0][0] - a[1][0], s4 = a[0][1] - s2;
-    const Vec operands[kProducts] = {a[0][0], a[0][1], s4, a[1][1], s1, s2, s3};
-    for (int i = 0; i < kProducts; i++) store(left.at(i, pair) + channel, operands[i]);
-}
-
-// The left operands of some pairs of rows, called by every thread of a parallel region; ends with a barrier.
-static void split_pixels(const float* input, int64_t channels, const Operands& left) {
-    const int64_t half = channels / 2;
-#pragma omp for
-    for (int64_t pair = 0; pair < left.pairs; pair++) {
-        const float *even = input + 2 * pair * channels, *odd = even + channels;
-        for (int64_t c = 0; c < half; c += kLanes) {
-            const Vec a[2][2] = {{load(even + c), load(even + half + c)}, {load(odd + c), load(odd + half + c)}};
-            store_operands(left, pair, c, a);
-        }
-    }
-}
-
-// Some input channels of the upper half and the same of the lower, by kTileColumns output channels from `column` on and
-// the same of the right half.
-struct Block {
-    const Product* p;
-    Span depth;
-    int64_t column;
-    Weights at(int lower, int right) const {
-        return weights_at(*p, depth.begin + lower * p->depth / 2, column + right * p->columns / 2);
-    }
-};
-static RK_INLINE Block block_at(const Product& p, int64_t index, int64_t column) {
-    return {&p, depth_block(p.depth / 2, index), column};
-}
-
-// Floats of one formed operand; five lines more, lest the four share their cache sets.
-constexpr int64_t kFormedFloats = kDepth * kTileColumns + 5 * kLine;
-
-// The right operands of a block: three of its parts where they are, and four that are formed of them.
-static void split_weights(const Block& block, float* formed, Weights right[kProducts]) {
-    const Weights b11 = block.at(0, 0), b12 = block.at(0, 1), b21 = block.at(1, 0), b22 = block.at(1, 1);
-    const int64_t floats = block.depth.size() * kPanel;
-    right[0] = b11, right[1] = b21, right[2] = b22;
-    for (int i = 0; i < kFormed; i++) right[kProducts - kFormed + i] = {formed + i * kFormedFloats, floats};
-    for (int64_t panel = 0; panel < kTileColumns / kPanel; panel++) {
-        const int64_t from = panel * b11.apart;
-        float* to = formed + panel * floats;
-        for (int64_t i = 0; i < floats; i += kLanes) {
-            const Vec right_upper = load(b12.data + from + i), right_lower = load(b22.data + from + i);
-            const Vec t1 = right_upper - load(b11.data + from + i), t2 = right_lower - t1;
-            const Vec t3 = right_lower - right_upper, t4 = t2 - load(b21.data + from + i);
-            store(to + i, t4);
-            store(to + kFormedFloats + i, t1);
-            store(to + 2 * kFormedFloats + i, t2);
-            store(to + 3 * kFormedFloats + i, t3);
-        }
-    }
-}
-
-// Brings what `join` will write for a pair, and the residual, into the first level cache.
-static RK_INLINE void fetch_pair(const Product& p, int64_t pair, int64_t column, const Operands* next) {
-    if (next) {
-        for (int i = 0; i < kProducts; i++)
-            for (int64_t c = 0; c < kTileColumns; c += kLine) __builtin_prefetch(next->at(i, pair) + column + c, 1);
-    } else {
-        const Span rows = {2 * pair, 2 * pair + 2};
-        for (int right = 0; right < 2; right++) fetch_output(p, rows, column + right * p.columns / 2);
-    }
-}
-
-// From the products of some pairs of rows to their results: outputs, or left operands of the next layer.
-static void join(const Product& p, Span pairs, int64_t column, const float* products, const Operands* next) {
-    const int64_t half = p.columns / 2, stride = pairs.size() * kTileColumns;
-    for (int64_t pair = pairs.begin - kPairsAhead; pair < pairs.end; pair++) {
-        if (pair + kPairsAhead < pairs.end) fetch_pair(p, pair + kPairsAhead, column, next);
-        if (pair < pairs.begin) continue;
-        for (int64_t v = 0; v < kTileColumns; v += kLanes, products += kLanes) {
-            Vec m[kProducts];
-            for (int i = 0; i < kProducts; i++) m[i] = load(products + i * stride);
-            const Vec u2 = m[0] + m[5], u3 = u2 + m[6];
-            Vec c[2][2] = {{m[0] + m[1], u2 + m[4] + m[2]}, {u3 - m[3], u3 + m[4]}};
-            for (int row = 0; row < 2; row++)
-                for (int right = 0; right < 2; right++) {
-                    const int64_t channel = column + v + right * half;
-                    Vec& value = c[row][right];
-                    value = activated(p, value + load(p.bias + channel));
-                    if (next) continue;
-                    const int64_t at = (2 * pair + row) * p.output_stride + channel;
-                    store(p.output + at, p.residual ? value + load(p.residual + at) : value);
-                }
-            if (next) store_operands(*next, pair, column + v, c);
-        }
-    }
-}
-
-// products = left @ right over `depth` channels, or that much more. Meanwhile brings some weights, of as many input
-// channels, into the second level cache.
-static void multiply_pairs(Pixels left, int64_t pairs, Weights right, int64_t depth, bool add, float* products,
-                           const Weights* upcoming, int64_t upcoming_depth) {
-    alignas(64) static const float zeros[kTileColumns] = {};
-    const int64_t tiles = ceil_div(pairs, kTileRows), lines = upcoming ? ceil_div(upcoming_depth, tiles) : 0;
-    const float* line = upcoming ? upcoming->data : nullptr;
-    for (int64_t t = 0; t < tiles; t++) {
-        for (int64_t l = 0; l < lines; l++, line += kLine)
-            for (int panel = 0; panel < kTileColumns / kPanel; panel++)
-                __builtin_prefetch(line + panel * upcoming->apart, 0, 2);
-        const int64_t height = pairs / tiles + (t < pairs % tiles);
-        const float* const next = left.data + height * left.stride;
-        multiply_rows(height, left, right, depth, add ? Start{products, kTileColumns} : Start{zeros, 0}, products, next);
-        left.data = next;
-        products += height * kTileColumns;
-    }
-}
-
-// Floats that one thread needs for `compute_pairs`: formed right operands, and the seven products.
-static RK_INLINE int64_t pairs_floats(int64_t pairs) {
-    return kFormed * kFormedFloats + kProducts * pairs * kTileColumns;
-}
-
-// The results of some pairs of rows for kTileColumns channels of each half, before the calling thread goes on to
-// `then`. `own` holds pairs_floats(pairs).
-static void compute_pairs(const Product& p, const Operands& left, Span pairs, int64_t column, const Block& then,
-                          float* own, const Operands* next) {
-    float* products = own + kFormed * kFormedFloats;
-    const int64_t blocks = depth_blocks(p.depth / 2);
-    for (int64_t b = 0; b < blocks; b++) {
-        const Block block = block_at(p, b, column), upcoming = b + 1 < blocks ? block_at(p, b + 1, column) : then;
-        Weights right[kProducts];
-        split_weights(block, own, right);
-        for (int i = 0; i < kProducts; i++) {
-            const int quarter = i - (kProducts - 4);  // of the upcoming block, fetched during the last four products
-            const Weights fetched = quarter < 0 ? Weights{} : upcoming.at(quarter / 2, quarter % 2);
-            const Pixels pixels = {left.at(i, pairs.begin) + block.depth.begin, left.stride};
-            multiply_pairs(pixels, pairs.size(), right[i], block.depth.size(), b > 0,
-                           products + i * pairs.size() * kTileColumns, quarter < 0 ? nullptr : &fetched,
-                           upcoming.depth.size());
-        }
-    }
-    join(p, pairs, column, products, next);
-}
-
-// The whole product, called by every thread of a parallel region; ends with a barrier. `then` is the product after it.
-static void compute_all_pairs(const Product& p, const Operands& left, const Product& then, int threads, float* own,
-                              const Operands* next = nullptr) {
-    const int64_t strips = p.columns / 2 / kTileColumns, tiles = ceil_div(left.pairs, kTileRows);
-    const int64_t parts = smaller(tiles, ceil_div(4 * threads, strips));
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < strips * parts; i++) {
-        const int64_t upcoming = (i + threads) / parts;
-        const Block block = upcoming < strips ? block_at(p, 0, upcoming * kTileColumns) : block_at(then, 0, 0);
-        compute_pairs(p, left, part(left.pairs, parts, i % parts), i / parts * kTileColumns, block, own, next);
-    }
-}
+constexpr int64_t kOwnPairs = 56;     // of rows, whose operands a second level cache of 1 MiB holds
+constexpr int64_t kEnoughPairs = 32;  // for a thread to form all right operands by itself
 
 // Whether it is faster, for maps of so many pixels; measured. Nothing else decides, lest results depend on the batch.
 static bool strassen_pays(const rk_layer& layer, int64_t pixels) {
@@ -183,41 +15,117 @@ static bool strassen_pays(const rk_layer& layer, int64_t pixels) {
     return fits && pixels >= 96 && layer.in_channels * layer.out_channels >= 512 * 512;
 }
 
-// Parts of the rows that one after the other go through the products, and the floats of workspace: of a thread, and for
-// the operands of the first product and of the second, if there is one.
-struct Chunks {
-    int64_t count, own, first, second;
+// Whether every thread had better take some rows through all layers, alone: then none waits for what another has in
+// its caches, which takes long where they share none.
+static bool strassen_by_rows_pays(int64_t rows, int threads) { return rows / 2 >= kEnoughPairs * threads; }
+
+// One product, or two of which the second reads what the first writes, for some pairs of rows, on the calling thread.
+// The hidden channels are split, used and forgotten a block of channels of each half at a time; `sums` collects the
+// products of the second layer.
+struct OwnPairs {
+    int64_t pairs;  // at most
+    int64_t input, hidden, sums, floats;
 };
-static Chunks chunks_of(const Product& first, const Product* second, int64_t rows, int threads) {
-    const int64_t count = ceil_div(rows, kChunkRows * larger(threads, 2)), most = ceil_div(rows / 2, count);
-    const int64_t hidden = second ? operand_floats(most, second->depth) : 0;
-    return {count, pairs_floats(most), operand_floats(most, first.depth), hidden};
+static OwnPairs own_pairs(const Product& first, const Product* second, int64_t rows, int threads) {
+    const int64_t most = ceil_div(rows / 2, ceil_div(ceil_div(rows / 2, kOwnPairs), threads) * threads);
+    const int64_t input = pairs_floats(most), hidden = input + operand_floats(most, first.depth / 2);
+    const int64_t sums = hidden + (second ? operand_floats(most, kDepth) : 0);
+    return {most, input, hidden, sums, sums + (second ? strips(*second) * product_floats(most) : 0)};
 }
 
-static int64_t by_strassen_floats(const Product& first, const Product* second, int64_t rows, int threads) {
-    const Chunks chunks = chunks_of(first, second, rows, threads);
-    return chunks.own * threads + chunks.first + chunks.second;
+static void own_product(const Product& p, const Operands& left, Span pairs, float* own) {
+    for (int64_t s = 0; s < strips(p); s++)
+        compute_pairs(p, left, pairs, s * kTileColumns, block_at(p, 0, s + 1 < strips(p) ? (s + 1) * kTileColumns : 0), own,
+                      nullptr);
 }
 
-// One product, or two of which the second reads what the first writes.
-static void by_strassen(const Product& first, const Product* second, int64_t rows, int threads, float* workspace) {
-    const Product& last = second ? *second : first;
-    const Chunks chunks = chunks_of(first, second, rows, threads);
+static void own_pair_of_products(const Product& first, const Product& second, const Operands& left, Span pairs,
+                                 const OwnPairs& at, float* own) {
+    const int64_t blocks = half_blocks(second), floats = product_floats(pairs.size());
+    float* sums = own + at.sums;
+    for (int64_t b = 0; b < blocks; b++) {
+        const Span channels = half_block(second, b);
+        const Operands hidden = operands(own + at.hidden, pairs.size(), channels);
+        for (int64_t column = channels.begin; column < channels.end; column += kTileColumns) {
+            const int64_t next = column + kTileColumns;
+            compute_pairs(first, left, pairs, column,
+                          next < channels.end ? block_at(first, 0, next) : block_at(second, b, 0), own, &hidden);
+        }
+        for (int64_t s = 0; s < strips(second); s++) {
+            const int64_t next = s + 1 < strips(second) ? (s + 1) * kTileColumns : 0;
+            const Block then = next ? block_at(second, b, next) : block_at(first, 0, b + 1 < blocks ? channels.end : 0);
+            multiply_block(hidden, pairs, block_at(second, b, s * kTileColumns), b > 0, then, own, sums + s * floats);
+        }
+    }
+    for (int64_t s = 0; s < strips(second); s++) join(second, pairs, s * kTileColumns, sums + s * floats, nullptr);
+}
+
+static int64_t strassen_by_rows_floats(const Product& first, const Product* second, int64_t rows, int threads) {
+    return own_pairs(first, second, rows, threads).floats * threads;
+}
+
+// Every thread takes some pairs of rows through all layers; their operands never leave its cache.
+static void strassen_by_rows(const Product& first, const Product* second, int64_t rows, int threads, float* workspace) {
+    const OwnPairs at = own_pairs(first, second, rows, threads);
+    const int64_t parts = ceil_div(rows / 2, at.pairs);
 #pragma omp parallel num_threads(threads)
-    for (int64_t chunk = 0; chunk < chunks.count; chunk++) {
-        float *mine = workspace + omp_get_thread_num() * chunks.own, *operands = workspace + threads * chunks.own;
-        const Span pairs = part(rows / 2, chunks.count, chunk);
-        const Operands left = {operands, pairs.size(), padded(first.depth / 2)};
-        Product down = last;
-        down.output += 2 * pairs.begin * last.output_stride;
-        if (last.residual) down.residual += 2 * pairs.begin * last.output_stride;
-        split_pixels(first.input + 2 * pairs.begin * first.depth, first.depth, left);
+    {
+        float* own = workspace + omp_get_thread_num() * at.floats;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < parts; i++) {
+            const Span span = part(rows / 2, parts, i), pairs = {0, span.size()};
+            const Product up = from_pair(first, span.begin);
+            const Operands left = operands(own + at.input, pairs.size(), {0, first.depth / 2});
+            for (int64_t pair = 0; pair < pairs.size(); pair++) split_pair(up.input, up.depth, left, pair);
+            if (second)
+                own_pair_of_products(up, from_pair(*second, span.begin), left, pairs, at, own);
+            else
+                own_product(up, left, pairs, own);
+        }
+    }
+}
+
+// One product, called by every thread of a parallel region; ends with a barrier. `then` is the product after it.
+static void share_product(const Product& p, const Operands& left, const Product& then, int threads, float* own,
+                          const Operands* next = nullptr) {
+    const int64_t tiles = ceil_div(left.pairs, kTileRows), parts = smaller(tiles, ceil_div(4 * threads, strips(p)));
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < strips(p) * parts; i++) {
+        const int64_t upcoming = (i + threads) / parts;
+        const Block block = upcoming < strips(p) ? block_at(p, 0, upcoming * kTileColumns) : block_at(then, 0, 0);
+        compute_pairs(p, left, part(left.pairs, parts, i % parts), i / parts * kTileColumns, block, own, next);
+    }
+}
+
+// What the threads share: the operands of the first product and of the second, if there is one; after the floats of each.
+struct SharedPairs {
+    int64_t own, input, hidden, floats;
+};
+static SharedPairs shared_pairs(const Product& first, const Product* second, int64_t rows, int threads) {
+    const int64_t own = pairs_floats(rows / 2), input = own * threads;
+    const int64_t hidden = input + operand_floats(rows / 2, first.depth / 2);
+    return {own, input, hidden, hidden + (second ? operand_floats(rows / 2, second->depth / 2) : 0)};
+}
+
+static int64_t strassen_by_layers_floats(const Product& first, const Product* second, int64_t rows, int threads) {
+    return shared_pairs(first, second, rows, threads).floats;
+}
+
+// One layer after the other: every thread reads all rows and its part of the weights.
+static void strassen_by_layers(const Product& first, const Product* second, int64_t rows, int threads, float* workspace) {
+    const SharedPairs at = shared_pairs(first, second, rows, threads);
+    const Operands left = operands(workspace + at.input, rows / 2, {0, first.depth / 2});
+#pragma omp parallel num_threads(threads)
+    {
+        float* own = workspace + omp_get_thread_num() * at.own;
+#pragma omp for
+        for (int64_t pair = 0; pair < left.pairs; pair++) split_pair(first.input, first.depth, left, pair);
         if (second) {
-            const Operands hidden = {operands + chunks.first, pairs.size(), padded(second->depth / 2)};
-            compute_all_pairs(first, left, down, threads, mine, &hidden);
-            compute_all_pairs(down, hidden, first, threads, mine);
+            const Operands hidden = operands(workspace + at.hidden, rows / 2, {0, second->depth / 2});
+            share_product(first, left, *second, threads, own, &hidden);
+            share_product(*second, hidden, first, threads, own);
         } else {
-            compute_all_pairs(down, left, first, threads, mine);
+            share_product(first, left, first, threads, own);
         }
     }
 }

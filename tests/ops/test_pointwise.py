@@ -200,7 +200,13 @@ def test_amx_is_as_exact_as_float32():
 @pytest.mark.skipif(not ISAS, reason="there is no native core")
 @pytest.mark.parametrize(
     ("width", "hidden", "size"),
-    [(96, 384, (10, 5)), (512, 512, (10, 10)), (128, 1056, (11, 12)), (96, 96, (31, 30))],
+    [
+        (96, 384, (10, 5)),
+        (512, 512, (10, 10)),
+        (576, 1152, (10, 10)),
+        (128, 1056, (11, 12)),
+        (96, 96, (31, 30)),
+    ],
 )
 def test_results_depend_neither_on_threads_nor_on_the_batch(width, hidden, size):
     x = randn(7, width, *size)
