@@ -34,9 +34,11 @@ static OwnPairs own_pairs(const Product& first, const Product* second, int64_t r
 }
 
 static void own_product(const Product& p, const Operands& left, Span pairs, float* own) {
-    for (int64_t s = 0; s < strips(p); s++)
-        compute_pairs(p, left, pairs, s * kTileColumns, block_at(p, 0, s + 1 < strips(p) ? (s + 1) * kTileColumns : 0), own,
-                      nullptr);
+    const int64_t end = p.columns / 2;
+    for (int64_t column = 0; column < end; column += kTileColumns) {
+        const int64_t next = column + kTileColumns;
+        compute_pairs(p, left, pairs, column, block_at(p, 0, next < end ? next : 0), own, nullptr);
+    }
 }
 
 static void own_pair_of_products(const Product& first, const Product& second, const Operands& left, Span pairs,

@@ -11,7 +11,7 @@
 namespace RK_ISA {
 namespace pointwise {
 
-constexpr int kProducts = 7, kFormed = 4;
+constexpr int kProducts = 7;
 constexpr int64_t kSplitAhead = 2;  // pairs that `split_pair` fetches before it needs them
 constexpr int64_t kJoinAhead = 4;   // and `join`; rows a power of two apart leave no room for more
 
@@ -68,28 +68,38 @@ static RK_INLINE Block block_at(const Product& p, int64_t index, int64_t column)
     return {&p, half_block(p, index), column};
 }
 
-// Floats of one formed operand; five lines more, lest the four share their cache sets.
-constexpr int64_t kFormedFloats = kDepth * kTileColumns + 5 * kLine;
+constexpr int64_t kFormedFloats = kDepth * kTileColumns;
 
-// The right operands of a block: three of its parts where they are, and four that are formed of them.
-static void split_weights(const Block& block, float* formed, Weights right[kProducts]) {
-    const Weights b11 = block.at(0, 0), b12 = block.at(0, 1), b21 = block.at(1, 0), b22 = block.at(1, 1);
-    const int64_t floats = block.depth.size() * kPanel;
-    right[0] = b11, right[1] = b21, right[2] = b22;
-    for (int i = 0; i < kFormed; i++) right[kProducts - kFormed + i] = {formed + i * kFormedFloats, floats};
+// result = left - right, of the weights of kTileColumns channels by `depth` input channels. The result may be one of
+// the two.
+static void subtract(const Weights& left, const Weights& right, int64_t depth, float* result) {
+    const int64_t floats = depth * kPanel;
     for (int64_t panel = 0; panel < kTileColumns / kPanel; panel++) {
-        const int64_t from = panel * b11.apart;
-        float* to = formed + panel * floats;
-        for (int64_t i = 0; i < floats; i += kLanes) {
-            const Vec right_upper = load(b12.data + from + i), right_lower = load(b22.data + from + i);
-            const Vec t1 = right_upper - load(b11.data + from + i), t2 = right_lower - t1;
-            const Vec t3 = right_lower - right_upper, t4 = t2 - load(b21.data + from + i);
-            store(to + i, t4);
-            store(to + kFormedFloats + i, t1);
-            store(to + 2 * kFormedFloats + i, t2);
-            store(to + 3 * kFormedFloats + i, t3);
-        }
+        const float *from = left.data + panel * left.apart, *less = right.data + panel * right.apart;
+        float* to = result + panel * floats;
+        for (int64_t i = 0; i < floats; i += kLanes) store(to + i, load(from + i) - load(less + i));
     }
+}
+
+// The order in which the products are computed.
+constexpr int kOrder[kProducts] = {0, 1, 2, 4, 5, 3, 6};
+
+// The right operand of a product: three are parts of the block where they are. Four are formed in `formed`, two of them
+// from the one that was formed before.
+static Weights right_operand(const Block& block, int product, float* formed) {
+    const int64_t depth = block.depth.size();
+    const Weights b11 = block.at(0, 0), b12 = block.at(0, 1), b21 = block.at(1, 0), b22 = block.at(1, 1);
+    const Weights kept = {formed, depth * kPanel};
+    switch (product) {
+        case 0: return b11;
+        case 1: return b21;
+        case 2: return b22;
+        case 4: subtract(b12, b11, depth, formed); break;   // t1
+        case 5: subtract(b22, kept, depth, formed); break;  // t2 = b22 - t1
+        case 3: subtract(kept, b21, depth, formed); break;  // t4 = t2 - b21
+        default: subtract(b22, b12, depth, formed);         // t3
+    }
+    return kept;
 }
 
 // products = left @ right over `depth` channels, or that much more. Meanwhile brings some weights, of as many input
@@ -114,17 +124,16 @@ static void multiply_pairs(Pixels left, int64_t pairs, Weights right, int64_t de
 static RK_INLINE int64_t product_floats(int64_t pairs) { return kProducts * pairs * kTileColumns; }
 
 // The seven products of some pairs of rows with a block, or that much more, before the calling thread goes on to
-// `then`. `formed` holds kFormed * kFormedFloats.
+// `then`. `formed` holds kFormedFloats.
 static void multiply_block(const Operands& left, Span pairs, const Block& block, bool add, const Block& then,
                            float* formed, float* products) {
-    Weights right[kProducts];
-    split_weights(block, formed, right);
     for (int i = 0; i < kProducts; i++) {
-        const int quarter = i - (kProducts - 4);  // of the block after it, fetched during the last four products
+        const int product = kOrder[i], quarter = i - (kProducts - 4);  // of `then`, fetched during the last four
         const Weights fetched = quarter < 0 ? Weights{} : then.at(quarter / 2, quarter % 2);
-        const Pixels pixels = {left.at(i, pairs.begin, block.depth.begin), left.stride};
-        multiply_pairs(pixels, pairs.size(), right[i], block.depth.size(), add,
-                       products + i * pairs.size() * kTileColumns, quarter < 0 ? nullptr : &fetched, then.depth.size());
+        const Pixels pixels = {left.at(product, pairs.begin, block.depth.begin), left.stride};
+        multiply_pairs(pixels, pairs.size(), right_operand(block, product, formed), block.depth.size(), add,
+                       products + product * pairs.size() * kTileColumns, quarter < 0 ? nullptr : &fetched,
+                       then.depth.size());
     }
 }
 
@@ -164,14 +173,14 @@ static void join(const Product& p, Span pairs, int64_t column, const float* prod
     }
 }
 
-// Floats that one thread needs for `compute_pairs`: formed right operands, and the seven products.
-static RK_INLINE int64_t pairs_floats(int64_t pairs) { return kFormed * kFormedFloats + product_floats(pairs); }
+// Floats that one thread needs for `compute_pairs`: a formed right operand, and the seven products.
+static RK_INLINE int64_t pairs_floats(int64_t pairs) { return kFormedFloats + product_floats(pairs); }
 
 // The results of some pairs of rows for kTileColumns channels of each half, before the calling thread goes on to
 // `then`. `own` holds pairs_floats(pairs).
 static void compute_pairs(const Product& p, const Operands& left, Span pairs, int64_t column, const Block& then,
                           float* own, const Operands* next) {
-    float* products = own + kFormed * kFormedFloats;
+    float* products = own + kFormedFloats;
     const int64_t blocks = half_blocks(p);
     for (int64_t b = 0; b < blocks; b++)
         multiply_block(left, pairs, block_at(p, b, column), b > 0, b + 1 < blocks ? block_at(p, b + 1, column) : then, own,
