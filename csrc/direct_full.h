@@ -125,11 +125,15 @@ static void multiply_block(const Product& p, int begin, int end, int row, int co
         }
 }
 
+// Rows of outputs at once, for `cols` columns: every tap is loaded anew for each of them, so that more sums would save
+// nothing; with 28 of AVX-512 GCC spills half of them.
+constexpr int full_rows(int cols) { return 14 / cols < kMaxBlockRows ? 14 / cols : kMaxBlockRows; }
+
 typedef void (*BlockProduct)(const Product&, int begin, int end, int row, int col);
 
 template <int R, int T, bool Square>
 static constexpr BlockProduct block_product() {
-    if constexpr (R <= rows_at_once(T))
+    if constexpr (R <= full_rows(T))
         return multiply_block<R, T, Square>;
     else
         return nullptr;
@@ -154,7 +158,7 @@ static void multiply(Product p) {
         for (int block = 0; block < blocks.parts; block++) {
             const int col = blocks.begin(block), width = blocks.end(block) - col;
             for (int row = 0, count; row < p.rows; row += count) {
-                count = smaller(rows_at_once(width), p.rows - row);
+                count = smaller(full_rows(width), p.rows - row);
                 kernels[count - 1][width - 1](p, parts.begin(part), parts.end(part), row, col);
             }
         }
