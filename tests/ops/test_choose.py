@@ -9,7 +9,7 @@ import torch
 
 from replknet.ops import depthwise_conv2d, explain, library, problem_of, use
 from replknet.ops.algorithm import ALGORITHMS, Support
-from replknet.ops.choose import _cheapest, choose, pytorch_alone_is_faster
+from replknet.ops.choose import RELU_SECONDS, _cheapest, choose, pytorch_alone_is_faster
 from replknet.ops.depthwise import _pytorch_is_faster
 from replknet.ops.torch_conv import TorchConv
 
@@ -137,6 +137,21 @@ def test_auto_takes_the_least_cost_among_those_that_can(recorder, monkeypatch):
     recorder.refusal = "no"
     _cheapest.cache_clear()
     assert choose(PROBLEM) is not recorder
+
+
+def test_a_relu_costs_a_pass_of_its_own_unless_it_is_folded(recorder, monkeypatch):
+    others = min(ALGORITHMS[name].cost(PROBLEM) for name in ALGORITHMS if name != "recorder")
+    for name in set(ALGORITHMS) - {"recorder"}:
+        monkeypatch.setattr(ALGORITHMS[name], "cost", lambda problem: others)
+        monkeypatch.setattr(ALGORITHMS[name], "folds_relu", True)
+    less = RELU_SECONDS * PROBLEM.channels  # than a pass over the output, which has 144 pixels
+    monkeypatch.setattr(Recorder, "cost", lambda self, problem: others - less)
+    _cheapest.cache_clear()
+    assert choose(PROBLEM) is recorder
+    assert choose(PROBLEM, relu=True) is not recorder
+    monkeypatch.setattr(recorder, "folds_relu", True)
+    _cheapest.cache_clear()
+    assert choose(PROBLEM, relu=True) is recorder
 
 
 def test_explanation_lists_every_algorithm_and_marks_the_choice():

@@ -161,7 +161,7 @@ class FrozenDepthwiseConv2d(nn.Module):
                 "NHWC",
                 x.device.type,
             )
-            prepared = prepare_forward(problem, filters)
+            prepared = prepare_forward(problem, filters, self.relu)
             # A new dictionary: other threads may be reading the old one.
             kept = list(self._prepared.items())[1 - self.KEPT_SIZES :]
             self._prepared = dict([*kept, (key, prepared)])

@@ -27,6 +27,8 @@ class Algorithm(Protocol):
     """
 
     name: str
+    folds_relu: bool
+    """Whether ``forward`` clamps each output on its way to memory, not in a pass of its own."""
 
     def supports(self, problem: Problem) -> Support:
         """Say whether this algorithm computes ``problem``; never raises."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 
 import torch
 
@@ -19,6 +20,8 @@ from replknet.ops.trim import trim
 
 # What a call takes beside the algorithms, and what each pass adds when gradients are wanted.
 CALL_SECONDS, TRAINED_PASS_SECONDS = 5e-6, 1e-5
+# For each number that is clamped at zero in a pass of its own.
+RELU_SECONDS = 1.5e-10
 
 _in_use: ContextVar[str | None] = ContextVar("replknet_algorithm", default=None)
 
@@ -61,8 +64,10 @@ def known_name(algorithm: str, source: str = "algorithm") -> str:
     return algorithm
 
 
-def choose(problem: Problem, algorithm: str = "auto") -> Algorithm:
+def choose(problem: Problem, algorithm: str = "auto", relu: bool = False) -> Algorithm:
     """The algorithm for ``problem``: the one named, or the one with the least predicted cost.
+
+    ``relu``: the output is clamped at zero, which some algorithms do on the way to memory.
 
     Raises:
         ValueError: there is no algorithm of that name.
@@ -70,7 +75,7 @@ def choose(problem: Problem, algorithm: str = "auto") -> Algorithm:
     """
     name = requested(algorithm)
     if name == "auto":
-        return ALGORITHMS[_cheapest(problem, torch.get_num_threads())]
+        return ALGORITHMS[_cheapest(problem, torch.get_num_threads(), relu)]
     support = ALGORITHMS[name].supports(problem)
     if not support.ok:
         able = ", ".join(a.name for a in ALGORITHMS.values() if a.supports(problem).ok)
@@ -82,13 +87,18 @@ def choose(problem: Problem, algorithm: str = "auto") -> Algorithm:
 
 
 @lru_cache(maxsize=4096)
-def _cheapest(problem: Problem, threads: int) -> str:
+def _cheapest(problem: Problem, threads: int, relu: bool = False) -> str:
     able = [algorithm for algorithm in ALGORITHMS.values() if algorithm.supports(problem).ok]
     if problem.device == "cuda":
         return cuda_choice.fastest(problem, {algorithm.name for algorithm in able})
     if problem.device != "cpu":  # nothing was measured there: PyTorch's own
         return "torch"
-    return min(able, key=lambda algorithm: algorithm.cost(problem)).name
+
+    def seconds(algorithm: Algorithm) -> float:
+        clamped = prod(problem.output_shape) if relu and not algorithm.folds_relu else 0
+        return algorithm.cost(problem) + RELU_SECONDS * clamped
+
+    return min(able, key=seconds).name
 
 
 def pytorch_alone_is_faster(problems: Sequence[Problem]) -> bool:

@@ -42,6 +42,8 @@ class NativeAlgorithm:
     thread and freed before a call returns.
     """
 
+    folds_relu = True
+
     def __init__(self, name: str, code: int) -> None:
         self.name = name
         self._code = code

@@ -31,7 +31,7 @@ def forward(
     if bias is not None:
         bias = bias.contiguous()
     input = input.contiguous(memory_format=format)
-    output = choose(problem, algorithm).forward(problem, input, weight, bias, relu)
+    output = choose(problem, algorithm, relu).forward(problem, input, weight, bias, relu)
     return output.contiguous(memory_format=format)
 
 

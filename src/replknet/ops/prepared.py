@@ -57,14 +57,14 @@ class Forward:
         return _for(self.problem, batch)
 
 
-def prepare_forward(problem: Problem, filters: Tensor) -> Forward:
+def prepare_forward(problem: Problem, filters: Tensor, relu: bool = False) -> Forward:
     """Fastest forward pass of ``problem`` with packed filters.
 
-    It holds their spectra where the algorithm has some.
+    It holds their spectra where the algorithm has some. ``relu``: its calls clamp at zero.
     """
     problem, taps = trim(problem)
     filters = filters[:, taps.top : taps.bottom, taps.left : taps.right].contiguous()
-    algorithm = choose(problem)
+    algorithm = choose(problem, relu=relu)
     if isinstance(algorithm, NativeAlgorithm):
         return Forward(problem, algorithm, algorithm.prepare(problem, filters))
     return Forward(problem, algorithm, unpack_filters(filters, problem.channels))

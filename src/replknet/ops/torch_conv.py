@@ -27,6 +27,7 @@ class TorchConv:
     """
 
     name = "torch"
+    folds_relu = False
 
     def __init__(self, layout: Layout | None = None) -> None:
         """Compute always in ``layout``, or as predicted."""

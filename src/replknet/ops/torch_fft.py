@@ -22,6 +22,7 @@ class TorchFFT:
     """Circular convolution, on a circle just large enough that no kept output is an alias."""
 
     name = "torch_fft"
+    folds_relu = False
 
     def supports(self, problem: Problem) -> Support:
         if problem.device not in ("cpu", "cuda", "xpu"):

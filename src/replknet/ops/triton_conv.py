@@ -35,6 +35,7 @@ class TritonConv:
     """Stride 1, dilation 1, and float32, float16 or bfloat16, on Ampere GPUs or newer."""
 
     name = "triton"
+    folds_relu = True
 
     def supports(self, problem: Problem) -> Support:
         if problem.device != "cuda":
