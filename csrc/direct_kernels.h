@@ -73,22 +73,22 @@ static RK_INLINE void store_sums(const Correlation& c, float* y, Vec (&sum)[R][T
         }
 }
 
-// Adds the K taps of one row to T sums, S columns of x apart. Edge: some of the columns `x`, `x` + `step`, ... do not
-// exist, but those from `first` to before `end`.
-template <bool Edge, int K, int T, int S = 1>
+// Adds the K taps of one row to T sums. Edge: some of the columns `x`, `x` + `step`, ... do not exist, but those from
+// `first` to before `end`.
+template <bool Edge, int K, int T>
 static RK_INLINE void add_row(const float* x, int64_t step, const float* w, int64_t w_step, int first, int end,
                               Vec (&sum)[1][T]) {
     Vec tap[K];
 #pragma GCC unroll 8
     for (int l = 0; l < K; l++) tap[l] = load(w + l * w_step);
 #pragma GCC unroll 40
-    for (int j = 0; j < (T - 1) * S + K; j++) {
+    for (int j = 0; j < T + K - 1; j++) {
         if (Edge && j < first) continue;
         if (Edge && j >= end) break;
         const Vec v = load(x + j * step);
 #pragma GCC unroll 8
         for (int l = 0; l < K; l++)
-            if (j - l >= 0 && (j - l) % S == 0 && (j - l) / S < T) sum[0][(j - l) / S] += tap[l] * v;
+            if (j - l >= 0 && j - l < T) sum[0][j - l] += tap[l] * v;
     }
 }
 
