@@ -167,6 +167,7 @@ def test_small_filters_along_channels(isa, stride, taps, channels):
                     (stride, stride),
                     layout="NHWC",
                 )
+        check((1, channels, 70, 5), (taps, taps), (1, 2, 1, 2), (stride, stride), layout="NHWC")
 
 
 @each_isa
