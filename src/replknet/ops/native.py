@@ -79,11 +79,15 @@ class NativeAlgorithm:
         self._run(struct, problem, input, _float32(weight), None, bias, output)
         return output
 
+    def spectrum_bytes(self, problem: Problem) -> int:
+        """Size of the spectra that ``prepare`` makes; 0 if it makes none."""
+        return _library().rk_spectrum_bytes(self.prepared_struct(problem, relu=False))
+
     def prepare(self, problem: Problem, packed: Tensor) -> PreparedFilters:
         """Packed filters for ``forward_prepared``, valid as long as they do not change."""
-        struct = _struct(problem, self._code, torch.get_num_threads(), packed=True)
+        struct = self.prepared_struct(problem, relu=False)
         packed = _float32(packed)
-        size = _library().rk_spectrum_bytes(struct)
+        size = self.spectrum_bytes(problem)
         if not size:
             return PreparedFilters(packed, None, isa())
         spectra = torch.empty(size // 4, dtype=torch.float32)  # PyTorch aligns to 64 bytes

@@ -10,13 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from replknet.ops import _binary
-from replknet.ops.algorithm import Algorithm
-from replknet.ops.choose import choose
+from replknet.ops.algorithm import ALGORITHMS, Algorithm
+from replknet.ops.choose import choose, requested
 from replknet.ops.native import NativeAlgorithm, PreparedFilters
 from replknet.ops.problem import Problem
 from replknet.ops.trim import trim
 
 FILTER_LANES = _binary.FILTER_LANES
+
+# What spectra must save in a call for each byte that they take until the last.
+SPECTRA_SECONDS = 2e-11
 
 
 def pack_filters(weight: Tensor) -> Tensor:
@@ -64,10 +67,21 @@ def prepare_forward(problem: Problem, filters: Tensor, relu: bool = False) -> Fo
     """
     problem, taps = trim(problem)
     filters = filters[:, taps.top : taps.bottom, taps.left : taps.right].contiguous()
-    algorithm = choose(problem, relu=relu)
+    algorithm = _choose(problem, relu)
     if isinstance(algorithm, NativeAlgorithm):
         return Forward(problem, algorithm, algorithm.prepare(problem, filters))
     return Forward(problem, algorithm, unpack_filters(filters, problem.channels))
+
+
+def _choose(problem: Problem, relu: bool) -> Algorithm:
+    """The choice for ``problem``; without spectra where these save too little for their memory."""
+    chosen, direct = choose(problem, relu=relu), ALGORITHMS["direct"]
+    if requested("auto") != "auto" or not isinstance(chosen, NativeAlgorithm):
+        return chosen
+    if (spectra := chosen.spectrum_bytes(problem)) and direct.supports(problem).ok:
+        saved = direct.cost(problem) - chosen.cost(problem)
+        return chosen if saved > SPECTRA_SECONDS * spectra else direct
+    return chosen
 
 
 @lru_cache(maxsize=4096)
