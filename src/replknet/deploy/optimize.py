@@ -20,7 +20,13 @@ from replknet.deploy.packed import (
     PackedProduct,
 )
 from replknet.deploy.reparameterize import reparameterize
-from replknet.deploy.replacement import obstacle, replace_in_sequence, replacement
+from replknet.deploy.replacement import (
+    obstacle,
+    replace_between_stages,
+    replace_in_sequence,
+    replacement,
+)
+from replknet.models.replknet import RepLKNet
 from replknet.nn.norm import has_hooks, is_sequential
 from replknet.ops.pointwise import why_not_native
 
@@ -81,6 +87,8 @@ def _replace(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
         for name, child in module._modules.items():
             if child is not None:
                 module._modules[name] = _replace(child, done)
+        if isinstance(module, RepLKNet):
+            replace_between_stages(module)
     return done[module]
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 from timm.layers import Mlp
 from timm.layers.activations import GELU
 from torch import nn
 
+from replknet.deploy.banded import BandedSequential, window
 from replknet.deploy.folding import is_convolution, is_linear
 from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
 from replknet.deploy.packed_stage import PackedConvFFN, PackedRepLKBlock, PackedRepLKNetStage
-from replknet.models.replknet import ConvFFN, RepLKBlock, RepLKNetStage
-from replknet.nn.norm import has_hooks
+from replknet.models.replknet import ConvFFN, RepLKBlock, RepLKNet, RepLKNetStage
+from replknet.nn.norm import has_hooks, is_sequential
 from replknet.ops.pointwise import Activation
 
 
@@ -50,6 +51,22 @@ def replace_in_sequence(sequence: nn.Sequential) -> None:
             sequence.set_submodule(following, nn.Identity())
         elif kind == "relu" and is_convolution(layer):
             sequence.set_submodule(following, nn.ReLU(inplace=True))
+
+
+def replace_between_stages(network: RepLKNet) -> None:
+    """Replace, in place, stem and transitions, whose convolutions have been replaced already."""
+    parents = [(network, "stem"), *((network.transitions, n) for n in network.transitions._modules)]
+    for parent, name in parents:
+        units = parent.get_submodule(name)
+        if type(units) is nn.Sequential and _suit_bands(units):
+            parent.set_submodule(name, BandedSequential(*units))
+
+
+def _suit_bands(units: nn.Sequential) -> bool:
+    """Whether these are units of convolutions and activations, and nobody watches."""
+    if has_hooks(units) or not all(map(is_sequential, units)):
+        return False
+    return all(window(layer) for unit in units for layer in _unit(cast(nn.Sequential, unit)))
 
 
 def is_pointwise(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:

@@ -219,13 +219,11 @@ class RepLKNet(nn.Module):
         width = channels[0]
         # Small images keep their resolution through the first three layers.
         first, last = {4: (2, 2), 2: (1, 2), 1: (1, 1)}[stem_stride]
-        self.stem = nn.ModuleList(
-            [
-                conv_bn(in_chans, width, 3, stride=first, relu=True, form=form),
-                conv_bn(width, width, 3, depthwise=True, relu=True, form=form),
-                conv_bn(width, width, 1, relu=True, form=form),
-                conv_bn(width, width, 3, stride=last, depthwise=True, relu=True, form=form),
-            ]
+        self.stem = nn.Sequential(
+            conv_bn(in_chans, width, 3, stride=first, relu=True, form=form),
+            conv_bn(width, width, 3, depthwise=True, relu=True, form=form),
+            conv_bn(width, width, 1, relu=True, form=form),
+            conv_bn(width, width, 3, stride=last, depthwise=True, relu=True, form=form),
         )
         rates = drop_path_rates(drop_path_rate, layers)
         self.stages = nn.ModuleList(
@@ -350,7 +348,7 @@ class RepLKNet(nn.Module):
         taken, deepest = feature_take_indices(len(self.stages), indices)
         count = deepest + 1 if stop_early else len(self.stages)
         intermediates = []
-        x = self._forward_stem(x)
+        x = self.stem(x)
         for i, stage in enumerate(self._stages()[:count]):
             x = self._forward_stage(i, x)
             if i in taken:
@@ -379,11 +377,6 @@ class RepLKNet(nn.Module):
             self.reset_classifier(0, "")
         return taken
 
-    def _forward_stem(self, x: Tensor) -> Tensor:
-        for layer in self.stem:
-            x = layer(x)
-        return x
-
     def _forward_stage(self, index: int, x: Tensor) -> Tensor:
         if index > 0:
             x = self.transitions[index - 1](x)
@@ -391,7 +384,7 @@ class RepLKNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Last feature map after the final norm, (N, C, H / stride, W / stride)."""
-        x = self._forward_stem(x)
+        x = self.stem(x)
         for i in range(len(self.stages)):
             x = self._forward_stage(i, x)
         return self.norm(x)
