@@ -149,6 +149,7 @@ def test_a_relu_costs_a_pass_of_its_own_unless_it_is_folded(recorder, monkeypatc
     _cheapest.cache_clear()
     assert choose(PROBLEM) is recorder
     assert choose(PROBLEM, relu=True) is not recorder
+    assert explain(PROBLEM).choice == "recorder" != explain(PROBLEM, relu=True).choice
     monkeypatch.setattr(recorder, "folds_relu", True)
     _cheapest.cache_clear()
     assert choose(PROBLEM, relu=True) is recorder

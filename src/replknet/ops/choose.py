@@ -94,11 +94,13 @@ def _cheapest(problem: Problem, threads: int, relu: bool = False) -> str:
     if problem.device != "cpu":  # nothing was measured there: PyTorch's own
         return "torch"
 
-    def seconds(algorithm: Algorithm) -> float:
-        clamped = prod(problem.output_shape) if relu and not algorithm.folds_relu else 0
-        return algorithm.cost(problem) + RELU_SECONDS * clamped
+    return min(able, key=lambda algorithm: _seconds(algorithm, problem, relu)).name
 
-    return min(able, key=seconds).name
+
+def _seconds(algorithm: Algorithm, problem: Problem, relu: bool) -> float:
+    """Predicted for a call on a CPU."""
+    clamped = prod(problem.output_shape) if relu and not algorithm.folds_relu else 0
+    return algorithm.cost(problem) + RELU_SECONDS * clamped
 
 
 def pytorch_alone_is_faster(problems: Sequence[Problem]) -> bool:
@@ -170,19 +172,20 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(problem: Problem) -> Explanation:
+def explain(problem: Problem, relu: bool = False) -> Explanation:
     """Say for every algorithm whether it computes ``problem``, why not, and its predicted cost.
 
-    ``problem_of`` makes the problem from the arguments of a call. ``print`` the result for a
-    table.
+    ``problem_of`` makes the problem from the arguments of a call; ``relu``: of one that clamps its
+    output at zero. ``print`` the result for a table.
     """
     request = requested("auto")
     computed, _ = trim(problem)
     candidates = []
     for algorithm in ALGORITHMS.values():
         support = algorithm.supports(computed)
-        seconds = algorithm.cost(computed) if support.ok and computed.device == "cpu" else None
+        predictable = support.ok and computed.device == "cpu"
+        seconds = _seconds(algorithm, computed, relu) if predictable else None
         candidates.append(Candidate(algorithm.name, support.ok, support.reason, seconds))
     able = {candidate.name for candidate in candidates if candidate.ok}
-    choice = choose(computed).name if request == "auto" or request in able else None
+    choice = choose(computed, relu=relu).name if request == "auto" or request in able else None
     return Explanation(problem, computed, tuple(candidates), choice, request)
