@@ -57,7 +57,7 @@ def test_a_run(tiny, tmp_path):
     config = ModelBenchmarkConfig(
         engines=ENGINES, batch_sizes=(1, 2), image_sizes=((32, 48),), rounds=2, memory=False
     )
-    results = run_benchmark(config, peak_gflops=1e6)
+    results = list(run_benchmark(config, peak_gflops=1e6))
     assert [result.case.batch_size for result in results] == [1, 2]
     for result in results:
         pairs = [(timing.model, timing.engine) for timing in result.timings]
@@ -81,7 +81,7 @@ def test_another_function_is_refused(tiny, monkeypatch):
     monkeypatch.setattr(benchmark_model, "model_engines", lambda: {"replknet": engine})
     config = ModelBenchmarkConfig(models=("replknet_31b",), image_sizes=((32, 32),), memory=False)
     with pytest.raises(RuntimeError, match="replknet_31b in replknet differs by"):
-        run_benchmark(config)
+        list(run_benchmark(config))
 
 
 def test_bad_settings_are_refused():

@@ -81,7 +81,7 @@ def tiny_suite(monkeypatch):
 def test_results_and_plot(tiny_suite, tmp_path):
     names = ("pytorch nchw", "pytorch channels_last", "onnxruntime", "replknet channels_last")
     config = BenchmarkConfig(engines=names, rounds=2, max_seconds=0.05)
-    results = run_benchmark(config, peak_gflops=100.0)
+    results = list(run_benchmark(config, peak_gflops=100.0))
     assert [(r.case.kernel_size[0], r.passes) for r in results] == [
         (5, "forward"),
         (5, "forward+backward"),

@@ -112,7 +112,7 @@ def test_a_run(tiny, tmp_path):
     config = TrainBenchmarkConfig(
         batch_sizes=(2, 3), image_sizes=((32, 48),), rounds=2, memory=False
     )
-    results = run_benchmark(config, peak_gflops=1e6)
+    results = list(run_benchmark(config, peak_gflops=1e6))
     assert [result.case.batch_size for result in results] == [2, 3]
     for result in results:
         pairs = [(timing.model, timing.engine) for timing in result.timings]
@@ -138,7 +138,7 @@ def test_another_function_is_refused(tiny, monkeypatch):
     monkeypatch.setattr(benchmark_train, "train_engines", lambda: engines)
     config = TrainBenchmarkConfig(models=("replknet_31b",), image_sizes=((32, 32),), memory=False)
     with pytest.raises(RuntimeError, match="gradient of replknet_31b in replknet differs by"):
-        run_benchmark(config)
+        list(run_benchmark(config))
 
 
 def test_split_covers_both_passes_and_foreign_models():

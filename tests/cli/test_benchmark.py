@@ -40,6 +40,22 @@ def test_prints_tables_and_draws(capsys, tmp_path):
     assert (tmp_path / "times.png").stat().st_size > 1000
 
 
+def test_what_is_cut_off_has_printed_what_it_measured(capsys, monkeypatch):
+    measure, cases = benchmark_op._run_case, []
+
+    def interrupted(case, *rest):
+        if cases:
+            raise KeyboardInterrupt
+        cases.append(case)
+        return measure(case, *rest)
+
+    monkeypatch.setattr(benchmark_op, "_run_case", interrupted)
+    threads = torch.get_num_threads()
+    assert main([*OP, "--engines", "pytorch nchw"]) == 130
+    assert "1x4x9x9 / 5x5, forward" in capsys.readouterr().out
+    assert torch.get_num_threads() == threads
+
+
 def test_calibrates_into_the_cache(capsys):
     threads = torch.get_num_threads()
     cost_table.cache_clear()

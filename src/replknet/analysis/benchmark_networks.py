@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from replknet.analysis.benchmark_op import interleave, quartiles
+from replknet.analysis.benchmark_op import interleave, quartiles, use_threads
 from replknet.analysis.memory import peak_bytes, why_not_measurable
 from replknet.models import create_model, list_models
 
@@ -195,18 +195,16 @@ def run_benchmark(
     config: NetworkBenchmarkConfig,
     peak_gflops: float | None = None,
     progress: Callable[[str], None] = lambda text: None,
-) -> list[CaseTimings]:
-    """Time every case; all its models and engines are interleaved.
+) -> Iterator[CaseTimings]:
+    """Time case by case; all models and engines of a case are interleaved.
 
     Raises:
         RuntimeError: An engine computes something else than PyTorch does.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads or threads)
-    try:
-        return [_run_case(case, config, peak_gflops, progress) for case in config.cases()]
-    finally:
-        torch.set_num_threads(threads)
+    for case in config.cases():
+        with use_threads(config.threads):
+            result = _run_case(case, config, peak_gflops, progress)
+        yield result
 
 
 def _run_case(

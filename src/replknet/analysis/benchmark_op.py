@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from statistics import median, quantiles
 from typing import Literal, TypeVar
 
@@ -106,24 +108,29 @@ def run_benchmark(
     config: BenchmarkConfig,
     peak_gflops: float | None = None,
     progress: Callable[[str], None] = lambda text: None,
-) -> list[CaseTimings]:
-    """Time every case of the suite in every engine that is there.
+) -> Iterator[CaseTimings]:
+    """Time every case of the suite in every engine that is there, case by case.
 
     Freed memory stays with the process from then on, lest new pages count for some engines only.
     ``peak_gflops`` is the FMA peak of the machine with the threads in use.
     """
     keep_freed_memory()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads or threads)
+    for case, passes in product(config.cases(), config.passes):
+        progress(f"{case}, {passes}")
+        with use_threads(config.threads):
+            result = _run_case(case, passes, config, peak_gflops)
+        yield result
+
+
+@contextmanager
+def use_threads(threads: int) -> Iterator[None]:
+    """So many threads of PyTorch in a ``with`` block; 0 for those there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
     try:
-        results = []
-        for case in config.cases():
-            for passes in config.passes:
-                progress(f"{case}, {passes}")
-                results.append(_run_case(case, passes, config, peak_gflops))
-        return results
+        yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def _wanted(config: BenchmarkConfig) -> list[Engine]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,6 +26,10 @@ from replknet.cli import benchmark_model, benchmark_train
 from replknet.cli.typed import instantiate
 from replknet.ops.cost import calibration_file
 
+_NOTE = (
+    "nominal and trimmed: GFLOP/s with and without the operations on padding\n"
+    "speedup: over the faster of PyTorch's two memory formats"
+)
 _NETWORKS = {"model": benchmark_model, "train": benchmark_train}
 
 
@@ -88,8 +91,14 @@ def _run_op(arguments: Namespace, console: Console) -> int:
         console.print(f"without {name}: {reason}", highlight=False)
     threads = config.threads or torch.get_num_threads()
     peak = fma_peak_gflops(threads)
+    results = []
     with console.status("measuring") as status:
-        results = run_benchmark(config, peak, progress=lambda text: status.update(text))
+        for result in run_benchmark(config, peak, progress=lambda text: status.update(text)):
+            results.append(result)
+            if not arguments.json:
+                status.stop()
+                _print_table(result)
+                status.start()
     if arguments.plot:
         plot(results, Path(arguments.plot))
     if arguments.json:
@@ -104,32 +113,26 @@ def _run_op(arguments: Namespace, console: Console) -> int:
         json.dump(content, sys.stdout, indent=1)
         print()
     else:
-        _print_tables(results, peak)
+        print(_NOTE)
+        if peak is not None:
+            print(f"peak: {peak:.0f} GFLOP/s of multiply-adds, measured")
     return 0
 
 
-def _print_tables(results: Sequence[CaseTimings], peak: float | None) -> None:
-    console = Console()
-    for result in results:
-        table = Table(title=f"{result.case}, {result.passes} (auto: {result.auto})")
-        table.add_column("engine", no_wrap=True)
-        for heading in ("ms", "quartiles", "nominal", "trimmed", "of peak", "speedup"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for timing in result.timings:
-            low, high = timing.quartiles_ms
-            table.add_row(
-                timing.engine,
-                f"{timing.median_ms:.3f}",
-                f"{low:.3f}-{high:.3f}",
-                f"{timing.nominal_gflops:.0f}",
-                f"{timing.trimmed_gflops:.0f}",
-                "" if timing.peak_fraction is None else f"{timing.peak_fraction:.0%}",
-                "" if timing.speedup is None else f"{timing.speedup:.2f}",
-            )
-        console.print(table)
-    console.print(
-        "nominal and trimmed: GFLOP/s with and without the operations on padding\n"
-        "speedup: over the faster of PyTorch's two memory formats"
-    )
-    if peak is not None:
-        console.print(f"peak: {peak:.0f} GFLOP/s of multiply-adds, measured")
+def _print_table(result: CaseTimings) -> None:
+    table = Table(title=f"{result.case}, {result.passes} (auto: {result.auto})")
+    table.add_column("engine", no_wrap=True)
+    for heading in ("ms", "quartiles", "nominal", "trimmed", "of peak", "speedup"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for timing in result.timings:
+        low, high = timing.quartiles_ms
+        table.add_row(
+            timing.engine,
+            f"{timing.median_ms:.3f}",
+            f"{low:.3f}-{high:.3f}",
+            f"{timing.nominal_gflops:.0f}",
+            f"{timing.trimmed_gflops:.0f}",
+            "" if timing.peak_fraction is None else f"{timing.peak_fraction:.0%}",
+            "" if timing.speedup is None else f"{timing.speedup:.2f}",
+        )
+    Console().print(table)

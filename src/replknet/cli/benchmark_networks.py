@@ -81,12 +81,18 @@ def run(
         console.print(f"without peak memory: {why_not_measurable()}", highlight=False)
     threads = config.threads or torch.get_num_threads()
     peak = fma_peak_gflops(threads)
+    results = []
     with console.status("measuring") as status:
-        results = run_benchmark(config, peak, progress=lambda text: status.update(text))
+        for result in run_benchmark(config, peak, progress=lambda text: status.update(text)):
+            results.append(result)
+            if not arguments.json:
+                status.stop()
+                _print_tables(result)
+                status.start()
     if arguments.plot:
         plot(results, Path(arguments.plot))
     if not arguments.json:
-        _print_tables(results, peak, [f"{threads} threads; {_COMMON_NOTE}", *notes])
+        _print_notes([f"{threads} threads; {_COMMON_NOTE}", *notes], peak)
         return 0
     content = {
         "machine": describe_machine() | {"threads": threads},
@@ -109,13 +115,16 @@ def image_size(text: str) -> tuple[int, int]:
         raise ValueError(f"image size must look like 224 or 512x2048, got {text!r}") from None
 
 
-def _print_tables(results: Sequence[CaseTimings], peak: float | None, notes: Sequence[str]) -> None:
+def _print_tables(result: CaseTimings) -> None:
     console = Console()
-    for result in results:
-        console.print(_table(result))
-        console.print(_split_table(result))
-        for line in comparisons(result):
-            console.print(line, highlight=False)
+    console.print(_table(result))
+    console.print(_split_table(result))
+    for line in comparisons(result):
+        console.print(line, highlight=False)
+
+
+def _print_notes(notes: Sequence[str], peak: float | None) -> None:
+    console = Console()
     for note in notes:
         console.print(note, highlight=False)
     if peak is not None:
