@@ -25,7 +25,7 @@ constexpr int pixels_at_once(int taps, int stride) {
     return fit < kMaxPixels ? fit : kMaxPixels;
 }
 
-constexpr int kRowsAhead = 6;     // that are fetched where images outgrow the caches
+constexpr int kRowsAhead = 6;      // from the row in use to the one that is fetched where images outgrow the caches
 constexpr int64_t kBandRows = 16;  // at least: the rows at its borders are read twice
 
 // One group of channels of a map, and its filter, tap by tap; columns and rows of x that do not exist are left out.

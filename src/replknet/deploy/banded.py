@@ -91,6 +91,8 @@ class BandedSequential(nn.Sequential):
             raise ValueError(f"cannot tell what each of these layers reads: {units}")
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.dim() != 4:
+            return super().forward(input)  # which refuses it
         sizes = [tuple(input.shape[1:])]
         for read in self._windows:
             sizes.append(read.output_size(*sizes[-1]))

@@ -1,7 +1,7 @@
 """Predicted run times: a table of measurements for each algorithm, and interpolation.
 
 Three tables come with the package: for AVX2, for AVX-512 (measured on an AMD EPYC of Zen 4; kernels
-below 11x11 mostly on an Intel Xeon) and for AMX (on the Xeon). ``replknet benchmark --calibrate``
+below 11x11 partly on an Intel Xeon) and for AMX (on the Xeon). ``replknet benchmark --calibrate``
 measures one for the machine at hand and keeps it in the user's cache directory, by processor,
 PyTorch and number of threads.
 """
