@@ -23,6 +23,7 @@ from replknet.analysis.benchmark_op_plot import plot
 from replknet.analysis.calibrate import calibrate
 from replknet.analysis.machine import describe_machine, fma_peak_gflops
 from replknet.cli import benchmark_model, benchmark_train
+from replknet.cli.measuring import measure
 from replknet.cli.typed import instantiate
 from replknet.ops.cost import calibration_file
 
@@ -91,14 +92,8 @@ def _run_op(arguments: Namespace, console: Console) -> int:
         console.print(f"without {name}: {reason}", highlight=False)
     threads = config.threads or torch.get_num_threads()
     peak = fma_peak_gflops(threads)
-    results = []
-    with console.status("measuring") as status:
-        for result in run_benchmark(config, peak, progress=lambda text: status.update(text)):
-            results.append(result)
-            if not arguments.json:
-                status.stop()
-                _print_table(result)
-                status.start()
+    show = None if arguments.json else _print_table
+    results = measure(lambda progress: run_benchmark(config, peak, progress), show, console)
     if arguments.plot:
         plot(results, Path(arguments.plot))
     if arguments.json:

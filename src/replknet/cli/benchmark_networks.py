@@ -23,6 +23,7 @@ from replknet.analysis.benchmark_networks import (
 from replknet.analysis.benchmark_networks_plot import plot
 from replknet.analysis.machine import describe_machine, fma_peak_gflops
 from replknet.analysis.memory import why_not_measurable
+from replknet.cli.measuring import measure
 
 _COMMON_NOTE = "random weights and pixels; medians of interleaved calls"
 
@@ -81,14 +82,8 @@ def run(
         console.print(f"without peak memory: {why_not_measurable()}", highlight=False)
     threads = config.threads or torch.get_num_threads()
     peak = fma_peak_gflops(threads)
-    results = []
-    with console.status("measuring") as status:
-        for result in run_benchmark(config, peak, progress=lambda text: status.update(text)):
-            results.append(result)
-            if not arguments.json:
-                status.stop()
-                _print_tables(result)
-                status.start()
+    show = None if arguments.json else _print_tables
+    results = measure(lambda progress: run_benchmark(config, peak, progress), show, console)
     if arguments.plot:
         plot(results, Path(arguments.plot))
     if not arguments.json:
