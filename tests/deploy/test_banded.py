@@ -1,22 +1,13 @@
 """Stems and transitions of large images, a band of rows at a time."""
 
-import copy
-import pickle
-
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from toy_networks import randomize
 
 from replknet.deploy import banded
 from replknet.deploy.banded import BandedSequential
-from replknet.deploy.optimize import optimize
 from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d
-from replknet.models.replknet import RepLKNet
-from replknet.ops import _binary
-
-pytestmark = pytest.mark.skipif(_binary.library is None, reason="there is no native core")
 
 
 def units(strides=(2, 1, 2), taps=(3, 5, 3)) -> list[nn.Sequential]:
@@ -93,22 +84,3 @@ def test_layers_that_read_an_unknown_window_are_refused():
     for stranger in (nn.MaxPool2d(2), nn.Conv2d(3, 8, 3, padding=3)):
         with pytest.raises(ValueError, match="what each of these layers reads"):
             BandedSequential(nn.Sequential(stranger))
-
-
-def test_networks_use_bands_and_keep_their_names(monkeypatch):
-    model = randomize(RepLKNet((13, 7), (1, 1), (16, 40), num_classes=10)).eval()
-    fast = optimize(model)
-    assert isinstance(fast.stem, BandedSequential)
-    assert isinstance(fast.transitions[0], BandedSequential)
-    assert isinstance(fast.get_submodule("stem.1.conv"), FrozenDepthwiseConv2d)
-    images = torch.randn(2, 3, 90, 70)
-    monkeypatch.setattr(banded, "BAND_BYTES", 9000)
-    for each in (fast, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
-        with torch.no_grad():
-            assert_close(each(images), model(images), rtol=1e-4, atol=1e-4)
-
-
-def test_a_watched_stem_is_left_alone():
-    model = RepLKNet((13, 7), (1, 1), (16, 40)).eval()
-    model.stem.register_forward_hook(lambda *_: None)
-    assert type(optimize(model).stem) is nn.Sequential

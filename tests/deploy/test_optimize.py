@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import io
 import mmap
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,7 +13,8 @@ from torch import nn
 from torch.testing import assert_close
 from toy_networks import randomize
 
-from replknet.deploy import compare, fuse, reparameterize
+from replknet.deploy import banded, compare, fuse, reparameterize
+from replknet.deploy.banded import BandedSequential
 from replknet.deploy.optimize import optimization_report, optimize
 from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
 from replknet.models.replknet import RepLKNet
@@ -337,3 +339,22 @@ def test_gradients_of_the_input():
         net(image)[:, 3].sum().backward()
         gradients.append(image.grad)
     assert (gradients[0] - gradients[1]).abs().max() <= 1e-4 * gradients[1].std()
+
+
+def test_large_images_go_through_stem_and_transitions_in_bands(monkeypatch):
+    model = network().eval()
+    fast = optimize(model)
+    assert isinstance(fast.stem, BandedSequential)
+    assert isinstance(fast.transitions[0], BandedSequential)
+    assert isinstance(fast.get_submodule("stem.1.conv"), FrozenDepthwiseConv2d)
+    images = torch.randn(2, 3, 90, 70)
+    monkeypatch.setattr(banded, "BAND_BYTES", 9000)
+    for each in (fast, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        with torch.no_grad():
+            assert_close(each(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_watched_stem_is_left_alone():
+    model = network().eval()
+    model.stem.register_forward_hook(lambda *_: None)
+    assert type(optimize(model).stem) is nn.Sequential

@@ -3,12 +3,10 @@
 import pytest
 import torch
 
-from replknet.ops import native, problem_of, use
+from replknet.ops import problem_of, use
 from replknet.ops.algorithm import ALGORITHMS
 from replknet.ops.choose import _cheapest
 from replknet.ops.prepared import SPECTRA_SECONDS, pack_filters, prepare_forward
-
-pytestmark = pytest.mark.skipif(bool(native.why_missing()), reason=native.why_missing())
 
 WEIGHT = torch.ones(16, 1, 13, 13)
 PROBLEM = problem_of(torch.ones(1, 16, 20, 20), WEIGHT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -66,6 +66,16 @@ def window(layer: nn.Module) -> Window | None:
     return Window((height, width), stride, padding, channels) if max(padding) < height else None
 
 
+def unit_layers(unit: nn.Module) -> list[nn.Module]:
+    """Convolution and activation of a conv-BN-activation unit whose norm is folded away."""
+    return [part for part in unit.children() if not isinstance(part, nn.Identity)]
+
+
+def suit_bands(units: Iterable[nn.Module]) -> bool:
+    """Whether these modules run their children in turn, and ``window`` knows all of those."""
+    return all(is_sequential(unit) and all(map(window, unit_layers(unit))) for unit in units)
+
+
 class BandedSequential(nn.Sequential):
     """Units of convolutions and activations, one after the other.
 
@@ -77,18 +87,16 @@ class BandedSequential(nn.Sequential):
     def __init__(self, *units: nn.Module) -> None:
         """
         Args:
-            units: Modules that run their children one after the other, all of which ``window``
-                knows or are ``nn.Identity``.
+            units: Such as ``suit_bands``.
 
         Raises:
-            ValueError: There is another one.
+            ValueError: They do not.
         """
         super().__init__(*units)
-        parts = [part for unit in units for part in unit.children()]
-        self._layers = [part for part in parts if not isinstance(part, nn.Identity)]
-        self._windows = [read for read in map(window, self._layers) if read is not None]
-        if len(self._windows) < len(self._layers) or not all(map(is_sequential, units)):
+        if not suit_bands(units):
             raise ValueError(f"cannot tell what each of these layers reads: {units}")
+        self._layers = [layer for unit in units for layer in unit_layers(unit)]
+        self._windows = [read for read in map(window, self._layers) if read is not None]
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() != 4:

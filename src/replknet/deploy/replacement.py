@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TypeGuard, cast
+from typing import TypeGuard
 
 from timm.layers import Mlp
 from timm.layers.activations import GELU
 from torch import nn
 
-from replknet.deploy.banded import BandedSequential, window
+from replknet.deploy.banded import BandedSequential, suit_bands, unit_layers
 from replknet.deploy.folding import is_convolution, is_linear
 from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
 from replknet.deploy.packed_stage import PackedConvFFN, PackedRepLKBlock, PackedRepLKNetStage
 from replknet.models.replknet import ConvFFN, RepLKBlock, RepLKNet, RepLKNetStage
-from replknet.nn.norm import has_hooks, is_sequential
+from replknet.nn.norm import has_hooks
 from replknet.ops.pointwise import Activation
 
 
@@ -58,15 +58,8 @@ def replace_between_stages(network: RepLKNet) -> None:
     parents = [(network, "stem"), *((network.transitions, n) for n in network.transitions._modules)]
     for parent, name in parents:
         units = parent.get_submodule(name)
-        if type(units) is nn.Sequential and _suit_bands(units):
+        if type(units) is nn.Sequential and not has_hooks(units) and suit_bands(units):
             parent.set_submodule(name, BandedSequential(*units))
-
-
-def _suit_bands(units: nn.Sequential) -> bool:
-    """Whether these are units of convolutions and activations, and nobody watches."""
-    if has_hooks(units) or not all(map(is_sequential, units)):
-        return False
-    return all(window(layer) for unit in units for layer in _unit(cast(nn.Sequential, unit)))
 
 
 def is_pointwise(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
@@ -109,11 +102,6 @@ def activation_of(module: nn.Module | None) -> Activation | None:
     return None
 
 
-def _unit(unit: nn.Sequential) -> list[nn.Module]:
-    """Convolution and activation of a conv-BN-activation unit whose norm is folded away."""
-    return [part for part in unit.children() if not isinstance(part, nn.Identity)]
-
-
 def _stage(stage: RepLKNetStage) -> nn.Module | None:
     blocks = [replacement(block) for block in stage.blocks]
     packed = [block for block in blocks if isinstance(block, (PackedRepLKBlock, PackedConvFFN))]
@@ -121,8 +109,8 @@ def _stage(stage: RepLKNetStage) -> nn.Module | None:
 
 
 def _replk_block(block: RepLKBlock) -> nn.Module | None:
-    parts = [*_unit(block.pw1), block.large_kernel.lkb_reparam, block.lk_nonlinear]
-    match [block.prelkb_bn, *parts, *_unit(block.pw2)]:
+    parts = [*unit_layers(block.pw1), block.large_kernel.lkb_reparam, block.lk_nonlinear]
+    match [block.prelkb_bn, *parts, *unit_layers(block.pw2)]:
         case [nn.Identity(), pw1, nn.ReLU(), large_kernel, nn.ReLU(), pw2]:
             if is_pointwise(pw1) and is_depthwise(large_kernel) and is_pointwise(pw2):
                 return PackedRepLKBlock(pw1, large_kernel, pw2)
@@ -130,7 +118,7 @@ def _replk_block(block: RepLKBlock) -> nn.Module | None:
 
 
 def _conv_ffn(block: ConvFFN) -> nn.Module | None:
-    match [block.preffn_bn, *_unit(block.pw1), block.nonlinear, *_unit(block.pw2)]:
+    match [block.preffn_bn, *unit_layers(block.pw1), block.nonlinear, *unit_layers(block.pw2)]:
         case [nn.Identity(), pw1, activation, pw2]:
             if is_pointwise(pw1) and activation_of(activation) == "gelu" and is_pointwise(pw2):
                 return PackedConvFFN(pw1, pw2)
