@@ -3,6 +3,7 @@
 // Infinities and NaNs of the input stay within their receptive fields: products with padding are never formed.
 #include "direct_convolve.h"
 #include "direct_correlate.h"
+#include "direct_correlate_3x3.h"
 #include "direct_full.h"
 #include "direct_pixels.h"
 #include "direct_rows.h"
@@ -15,6 +16,7 @@ static bool supports(const rk_problem& p) {
 }
 
 static size_t workspace_bytes(const rk_problem& p) {
+    if (suits_nine(p)) return nine_workspace(p);
     if (p.pass == RK_GRAD_WEIGHT) return weight_workspace(p);
     if (suits_full(p)) return full_workspace(p);
     if (suits_pixels(p)) return pixels_workspace(p);
@@ -27,7 +29,9 @@ static size_t no_spectrum(const rk_problem&) { return 0; }
 
 static void run(const Call& call) {
     const rk_problem& p = *call.problem;
-    if (p.pass == RK_GRAD_WEIGHT)
+    if (suits_nine(p))
+        run_nine(call);
+    else if (p.pass == RK_GRAD_WEIGHT)
         run_weight_gradient(call);
     else if (suits_full(p))
         run_full(call);
