@@ -1,13 +1,14 @@
-// Weight gradient of 3x3 filters: the nine sums of a group of channels are in registers while a strip of columns runs
-// down the map, so that every number of the output gradient is loaded once and of the input little more than once.
+// Weight gradient of 3x3 filters where channels are adjacent (NHWC): the nine sums of a group of channels are in
+// registers while a strip of columns runs down the map, so that every number of the output gradient is loaded once and
+// of the input little more than once.
 //
-// Where channels are adjacent (NHWC) the tensors are read in place and all groups of channels go down a strip before the
-// next strip, as in direct_pixels.h; otherwise tiles are packed. Few groups leave work for all threads by going through
-// parts of the images, whose sums are added up at the end.
+// The tensors are read in place, and all groups of channels go down a strip before the next strip, as in
+// direct_pixels.h. Few groups leave work for all threads by going through parts of the images, whose sums are added up
+// at the end.
 //
 // Sums in three levels, as long ones lose digits: of a strip, of a tile and of the images.
 //
-// Workspace of one thread: its share of the sums, and tiles of the two tensors where they are packed.
+// Workspace of one thread: its share of the sums.
 #pragma once
 
 #include <omp.h>
@@ -102,20 +103,18 @@ static void add_columns(const Window& s, int col, int width, float* total) {
 
 static bool suits_nine(const rk_problem& p) {
     return p.pass == RK_GRAD_WEIGHT && p.kernel_h == 3 && p.kernel_w == 3 && p.stride_h == 1 && p.stride_w == 1 &&
-           p.dilation_h == 1 && p.dilation_w == 1;
+           p.dilation_h == 1 && p.dilation_w == 1 && p.dtype == RK_F32 && p.input_stride[1] == 1 &&
+           p.output_stride[1] == 1 && p.channels >= kLanes;
 }
 
 struct NinePlan {
-    bool in_place;
-    Tiling tiling;         // of the output gradient
+    Tiling tiling;          // of the output gradient
     int64_t groups, parts;  // parts of the images, each with sums of its own
-    int64_t own_sums;      // in the workspace of each thread
+    int64_t own_sums;       // in the workspace of each thread
 };
 
 static NinePlan nine_plan(const rk_problem& p) {
     NinePlan plan;
-    plan.in_place =
-        p.dtype == RK_F32 && p.input_stride[1] == 1 && p.output_stride[1] == 1 && p.channels >= kLanes;
     plan.groups = group_count(p.channels);
     plan.tiling = tile(p.out_h, p.out_w, 3, 3, kStripRows, at_least(1, p.batch) * plan.groups);
     const int64_t tiles = p.batch * plan.tiling.row_tiles * plan.tiling.col_tiles;
@@ -124,13 +123,8 @@ static NinePlan nine_plan(const rk_problem& p) {
     return plan;
 }
 
-static int64_t nine_tile_floats(const NinePlan& plan) {
-    return plan.in_place ? 0 : tile_floats(plan.tiling.rows + 2, plan.tiling.cols + 2);
-}
-
 static size_t nine_workspace(const rk_problem& p) {
-    const NinePlan plan = nine_plan(p);
-    return (plan.own_sums * 2 * kNineFloats + 2 * nine_tile_floats(plan)) * sizeof(float);
+    return nine_plan(p).own_sums * 2 * kNineFloats * sizeof(float);
 }
 
 // The sums of a part for a group, and after them those of the tile it is at.
@@ -150,7 +144,7 @@ static NineTile nine_tile(const rk_problem& p, const Tiling& t, int64_t index) {
     return {index / t.col_tiles / t.row_tiles, row, col, at_most(t.rows, p.out_h - row), at_most(t.cols, p.out_w - col)};
 }
 
-static Window window_in_place(const Call& call, const NineTile& t, int64_t group) {
+static Window window(const Call& call, const NineTile& t, int64_t group) {
     const rk_problem& p = *call.problem;
     const int64_t first = first_channel(p, group);
     Window s;
@@ -171,50 +165,17 @@ static Window window_in_place(const Call& call, const NineTile& t, int64_t group
     return s;
 }
 
-static Window packed_window(const Call& call, const NineTile& t, int64_t group, float* x_tile, float* g_tile) {
-    const rk_problem& p = *call.problem;
-    const Image x = group_image(call.input, p.input_stride, p.in_h, p.in_w, p.channels, p.dtype, t.n, group);
-    const Image g = group_image(call.output, p.output_stride, p.out_h, p.out_w, p.channels, p.dtype, t.n, group);
-    const Reach rows = reach(t.row, t.rows, 3, p.pad_top, p.in_h), cols = reach(t.col, t.cols, 3, p.pad_left, p.in_w);
-    Window s;
-    s.x = x_tile;
-    s.g = g_tile;
-    s.x_pitch = pitch_of(cols.count);
-    s.g_pitch = pitch_of(t.cols);
-    s.x_step = s.g_step = kLanes;
-    s.x_rows = int(rows.count);
-    s.x_cols = int(cols.count);
-    s.g_rows = int(t.rows);
-    s.g_cols = int(t.cols);
-    s.pad_top = int(rows.pad);
-    s.pad_left = int(cols.pad);
-    s.fetch = false;
-    read_tile(x, rows.begin, cols.begin, rows.count, cols.count, x_tile, s.x_pitch);
-    read_tile(g, t.row, t.col, t.rows, t.cols, g_tile, s.g_pitch);
-    return s;
-}
-
 static void add_nine(float* to, const float* sums) {
     for (int64_t i = 0; i < kNineFloats; i += kLanes) store(to + i, load(to + i) + load(sums + i));
 }
 
 // Adds the sums of a tile for the groups from `begin` to before `end` of a part.
-static void add_tile(const Call& call, const NinePlan& plan, int64_t part, const NineTile& t, int64_t begin, int64_t end,
-                     float* x_tile, float* g_tile) {
+static void add_tile(const Call& call, const NinePlan& plan, int64_t part, const NineTile& t, int64_t begin, int64_t end) {
     const Split columns(int(t.cols), kStripColumns);
     const auto sums = [&](int64_t group) { return nine_sums(call, plan, part, group) + kNineFloats; };
-    const auto add = [&](const Window& s, int i, int64_t group) {
-        add_columns(s, columns.begin(i), columns.end(i) - columns.begin(i), sums(group));
-    };
-    if (plan.in_place) {
-        for (int i = 0; i < columns.parts; i++)
-            for (int64_t group = begin; group < end; group++) add(window_in_place(call, t, group), i, group);
-    } else {
-        for (int64_t group = begin; group < end; group++) {
-            const Window s = packed_window(call, t, group, x_tile, g_tile);
-            for (int i = 0; i < columns.parts; i++) add(s, i, group);
-        }
-    }
+    for (int i = 0; i < columns.parts; i++)
+        for (int64_t group = begin; group < end; group++)
+            add_columns(window(call, t, group), columns.begin(i), columns.end(i) - columns.begin(i), sums(group));
     for (int64_t group = begin; group < end; group++) {
         add_nine(sums(group) - kNineFloats, sums(group));
         clear(sums(group), kNine);
@@ -226,9 +187,8 @@ static void write_nine(const Call& call, const NinePlan& plan, int64_t group) {
     const rk_problem& p = *call.problem;
     float* const total = nine_sums(call, plan, 0, group);
     for (int64_t part = 1; part < plan.parts; part++) add_nine(total, nine_sums(call, plan, part, group));
-    const int64_t begin = group * kLanes, end = at_most(p.channels, begin + kLanes);
-    const int64_t first = plan.in_place ? first_channel(p, group) : begin;
-    for (int64_t channel = begin; channel < end; channel++)
+    const int64_t first = first_channel(p, group), end = at_most(p.channels, (group + 1) * kLanes);
+    for (int64_t channel = group * kLanes; channel < end; channel++)
         for (int64_t tap = 0; tap < kNine; tap++)
             call.weight[channel * kNine + tap] = total[tap * kLanes + channel - first];
 }
@@ -241,16 +201,13 @@ static void run_nine(const Call& call) {
 #pragma omp parallel num_threads(p.threads)
     {
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        float* const own = reinterpret_cast<float*>(call.workspace + thread * call.workspace_stride);
         for (int64_t i = thread; i < jobs; i += threads) clear(nine_sums(call, plan, i / groups, i % groups), 2 * kNine);
 #pragma omp barrier
-        float* const x_tile = own + plan.own_sums * 2 * kNineFloats;
-        float* const g_tile = x_tile + nine_tile_floats(plan);
         const int64_t first = jobs * thread / threads, end = jobs * (thread + 1) / threads;
         for (int64_t part = first / groups; part * groups < end; part++)
             for (int64_t i = tiles * part / plan.parts; i < tiles * (part + 1) / plan.parts; i++)
                 add_tile(call, plan, part, nine_tile(p, plan.tiling, i), at_least(0, first - part * groups),
-                         at_most(groups, end - part * groups), x_tile, g_tile);
+                         at_most(groups, end - part * groups));
 #pragma omp barrier
         for (int64_t group = thread; group < groups; group += threads) write_nine(call, plan, group);
     }
