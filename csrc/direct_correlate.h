@@ -28,7 +28,9 @@ static WeightPlan weight_plan(const rk_problem& p) {
     plan.tiling = tile(divide_up(p.out_h, split_h), divide_up(p.out_w, split_w), plan.taps_h, plan.taps_w,
                        p.out_h, kMinJobs);
     const int64_t units = group_count(p.channels) * plan.a.h.stride * plan.a.w.stride;
-    const int64_t wanted = units >= 2 * p.threads ? 1 : divide_up(2 * p.threads, units);
+    // blocks of rows pack the same tiles again
+    const bool even = units >= 2 * p.threads || units % p.threads == 0;
+    const int64_t wanted = even ? 1 : divide_up(2 * p.threads, units);
     plan.block_rows = divide_up(plan.taps_h, at_most(wanted, plan.taps_h));
     plan.blocks = divide_up(plan.taps_h, plan.block_rows);
     return plan;
