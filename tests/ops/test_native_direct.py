@@ -130,6 +130,24 @@ def test_every_number_of_channels(isa, layout):
 
 
 @each_isa
+@pytest.mark.parametrize(
+    ("shape", "padding"),
+    [
+        ((3, 17, 70, 9), (1, 1, 1, 1)),  # tiles of rows
+        ((1, 33, 6, 600), (1, 1, 1, 1)),  # and of columns
+        ((5, 130, 7, 7), (0, 3, 2, 0)),
+        ((2, 16, 3, 3), (0, 0, 0, 0)),
+        ((2, 20, 5, 2), (4, 4, 3, 5)),
+        ((40, 16, 56, 56), (1, 1, 1, 1)),  # long sums
+        ((1, 520, 40, 40), (1, 1, 1, 1)),  # more than the caches hold
+    ],
+)
+def test_3x3_filters_on_adjacent_channels(isa, shape, padding):
+    with native.force_isa(isa):
+        check(shape, (3, 3), padding, layout="NHWC")
+
+
+@each_isa
 @pytest.mark.parametrize("width", [*range(1, 32), 57])
 def test_every_width_of_map_and_filter(isa, width):
     with native.force_isa(isa):
@@ -312,12 +330,32 @@ def test_nan_and_inf_stay_in_their_receptive_field(isa, layout, value, taps):
     assert torch.equal(result[~reached], clean[~reached])
 
 
+@each_isa
+@pytest.mark.parametrize("taps", [3, 13])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_nan_reaches_only_the_taps_that_meet_it(isa, layout, taps):
+    pad = taps // 2
+    input, grad_output = torch.randn(2, 17, 15, 18), torch.randn(2, 17, 15, 18)
+    input[1, 3, 0, 17] = (
+        torch.nan
+    )  # lower taps never meet the first row, nor left ones the last column
+    weight = torch.empty(17, 1, taps, taps)
+    problem = problem_of("grad_weight", lay_out(input, layout), weight, (pad,) * 4)
+    with native.force_isa(isa):
+        gradient = DIRECT.grad_weight(problem, lay_out(grad_output, layout), lay_out(input, layout))
+    reached = torch.zeros(weight.shape, dtype=torch.bool)
+    reached[3, 0, : pad + 1, pad:] = True
+    assert torch.equal(gradient.isnan(), reached)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("channels", [3, 40])
 @pytest.mark.parametrize("taps", [3, 7, 15])
-def test_bits_do_not_depend_on_the_run_or_the_number_of_threads(channels, taps):
+def test_bits_do_not_depend_on_the_run_or_the_number_of_threads(channels, taps, layout):
     pad = taps // 2
     input, weight = torch.randn(3, channels, 40, 40), torch.randn(channels, 1, taps, taps)
     grad_output = torch.randn(3, channels, 40, 40)
+    input, grad_output = lay_out(input, layout), lay_out(grad_output, layout)
     results = []
     for count in (1, 1, 2, 5):
         with threads(count):
