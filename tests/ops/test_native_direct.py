@@ -336,9 +336,8 @@ def test_nan_and_inf_stay_in_their_receptive_field(isa, layout, value, taps):
 def test_nan_reaches_only_the_taps_that_meet_it(isa, layout, taps):
     pad = taps // 2
     input, grad_output = torch.randn(2, 17, 15, 18), torch.randn(2, 17, 15, 18)
-    input[1, 3, 0, 17] = (
-        torch.nan
-    )  # lower taps never meet the first row, nor left ones the last column
+    # Lower taps never meet the first row, nor left ones the last column.
+    input[1, 3, 0, 17] = torch.nan
     weight = torch.empty(17, 1, taps, taps)
     problem = problem_of("grad_weight", lay_out(input, layout), weight, (pad,) * 4)
     with native.force_isa(isa):
