@@ -212,15 +212,17 @@ struct Check {
     int failures = 0, runs[2] = {};
     double worst[3] = {};
 
-    void problem(int algorithm) {
-        const int kind = pick(0, 7), kernel = pick({3, 5, 7}), stride = pick(1, 2);
+    // In place: a small filter on tensors that are read where they lie, for which there are kernels of their own.
+    void problem(int algorithm, bool in_place = false) {
+        const int kind = in_place ? 1 : pick(0, 7), kernel = pick({3, 5, 7}), stride = pick(1, 2);
         const int64_t most = pick(0, 7) ? 40 : 150;  // the larger may outgrow the caches
         const auto axis = [&] {
             return kind == 0 ? whole_axis() : kind == 1 ? small_axis(kernel, stride, most) : random_axis();
         };
         const Axis h = axis(), w = axis();
-        const int64_t n = pick(1, 3), c = pick({pick(1, 8), pick(1, 40)});
-        const int dtype = pick({RK_F32, RK_F32, RK_BF16, RK_F16}), layout = pick(0, 2), threads = pick(1, 3);
+        const int64_t n = pick(1, 3), c = in_place ? pick(1, 40) : pick({pick(1, 8), pick(1, 40)});
+        const int dtype = in_place ? RK_F32 : pick({RK_F32, RK_F32, RK_BF16, RK_F16});
+        const int layout = in_place ? 1 : pick(0, 2), threads = pick(1, 3);
         Tensor input(n, c, h.in, w.in, dtype, layout), output(n, c, h.out, w.out, dtype, layout);
         Tensor weight(1, c, h.kernel, w.kernel, RK_F32, 0), bias(1, c, 1, 1, RK_F32, 0);
         rk_problem p = {n, c, h.in, w.in, h.out, w.out, {}, {}, int(h.kernel), int(w.kernel), int(h.stride),
@@ -440,6 +442,7 @@ int main(int argc, char** argv) {
         rng.seed(unsigned(seed));
         Check check = {isa.c_str()};
         for (int i = 0; i < problems; i++) check.problem(i % 2 ? RK_FFT : RK_DIRECT);
+        for (int i = 0; i < problems / 4; i++) check.problem(RK_DIRECT, true);
         std::printf("%s: %d direct, %d fft; worst float32 error: forward %.2g, grad_input %.2g, grad_weight %.2g\n",
                     isa.c_str(), check.runs[0], check.runs[1], check.worst[0], check.worst[1], check.worst[2]);
         const auto check_all = [&](const char* what, double (*error_of_one)(), double bound) {
