@@ -80,6 +80,9 @@ static void correlate_tile(const Call& call, const Source& s, const Job& job, co
     c.y_cols = int(cols);
     c.start = in_place ? bias : Vec{};
     c.split_taps = p.kernel_h <= s.x_rows;
+    const auto first_tap = [&](const Lattice& taps, int64_t size) {  // where `read_filter` has put it
+        return s.flipped ? size - 1 - (taps.first + (taps.count - 1) * taps.step) : taps.first;
+    };
     for (int64_t i = 0; i < s.sums_h; i++)
         for (int64_t j = 0; j < s.sums_w; j++) {
             const Phase h = phase(a.h, job.phase_h + i), w = phase(a.w, job.phase_w + j);
@@ -99,16 +102,11 @@ static void correlate_tile(const Call& call, const Source& s, const Job& job, co
             }
             c.x_rows = int(rh.count);
             c.x_cols = int(rw.count);
-            c.w_step = w.taps.step * kLanes;
+            c.w = buffers.filter + (first_tap(h.taps, p.kernel_h) * p.kernel_w + first_tap(w.taps, p.kernel_w)) * kLanes;
             c.w_pitch = h.taps.step * p.kernel_w * kLanes;
-            c.w = buffers.filter + h.taps.first * p.kernel_w * kLanes + w.taps.first * kLanes;
+            c.w_step = w.taps.step * kLanes;
             c.kernel_rows = int(h.taps.count);
             c.kernel_cols = int(w.taps.count);
-            if (s.flipped) {
-                c.w += (h.taps.count - 1) * c.w_pitch + (w.taps.count - 1) * c.w_step;
-                c.w_pitch = -c.w_pitch;
-                c.w_step = -c.w_step;
-            }
             c.pad_top = int(rh.pad);
             c.pad_left = int(rw.pad);
             c.add = i + j > 0;
@@ -161,8 +159,7 @@ static void run_tiles(const Call& call) {
             job.phase_w = part % s.phases_w;
             job.phase_h = part / s.phases_w;
             if (packed != job.group) {
-                read_tile(filter_image(p, call.weight, job.group), 0, 0, p.kernel_h, p.kernel_w, filter,
-                          p.kernel_w * kLanes);
+                read_filter(p, call.weight, job.group, filter);
                 packed = job.group;
             }
             correlate_tile(call, s, job, buffers);

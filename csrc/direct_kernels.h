@@ -35,14 +35,15 @@ struct Correlation {
     int64_t x_pitch, x_step;
     int x_rows, x_cols;
     const float* w;
-    int64_t w_pitch, w_step;  // negative for a flipped filter
+    int64_t w_pitch, w_step;
     int kernel_rows, kernel_cols, pad_top, pad_left;
     float* y;
     int64_t y_pitch, y_step;
     int y_rows, y_cols;
     Vec start;
     bool add, relu;
-    bool split_taps;  // where to split long sums: between rows of taps, or of x
+    bool split_taps;     // where to split long sums: between rows of taps, or of x
+    bool fetch = false;  // strips bring what follows into the second level cache
 };
 
 // Rows of taps from `begin` to `end` for the first row of outputs, `shift` less for each further row.

@@ -60,6 +60,23 @@ struct Buffers {
 };
 
 static int64_t filter_floats(const rk_problem& p) { return int64_t(p.kernel_h) * p.kernel_w * kLanes; }
+
+// Reverses the order of the taps of a packed filter.
+static void flip(float* filter, int64_t taps) {
+    for (int64_t tap = 0, last = taps - 1; tap < last; tap++, last--) {
+        const Vec v = load(filter + tap * kLanes);
+        store(filter + tap * kLanes, load(filter + last * kLanes));
+        store(filter + last * kLanes, v);
+    }
+}
+
+// Writes the filters of a group tap by tap. An input gradient is a forward pass from the output gradient with flipped
+// filters, whose taps are written from the last to the first.
+static void read_filter(const rk_problem& p, const float* weight, int64_t group, float* filter) {
+    read_tile(filter_image(p, weight, group), 0, 0, p.kernel_h, p.kernel_w, filter, p.kernel_w * kLanes);
+    if (p.pass == RK_GRAD_INPUT) flip(filter, int64_t(p.kernel_h) * p.kernel_w);
+}
+
 static int64_t tile_floats(int64_t rows, int64_t cols) { return rows * pitch_of(cols); }
 
 // Whether pixels `step` floats apart are read where they lie: filters of few columns use an input too rarely to pay for

@@ -136,25 +136,37 @@ static RK_INLINE void read_quads(const Image& image, const T* source, int count,
 // The last block of a run of columns overlaps the one before it rather than being narrower, where it can.
 static RK_INLINE int64_t block_start(int64_t i, int64_t length) { return length < 4 || i + 4 <= length ? i : length - 4; }
 
-// All columns of all rows, at least 4, where neither side has gaps: most filters.
-template <class T>
-static void read_gapless(const Image& image, const T* source, int64_t length, float* target) {
-    for (int64_t i = 0; i < length; i += 4) {
-        const int64_t start = block_start(i, length);
-        Vec pixels[4];
-        read_quads<true>(image, source + start, 4, pixels);
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) store(target + (start + j) * kLanes, pixels[j]);
+// Runs of at least 4 columns on which neither side has gaps: all rows as one, or each by itself.
+struct Runs {
+    int64_t count, length;
+
+    Runs(const Image& image, const Inside& in, int64_t pitch) {
+        const bool gapless = image.h == in.cols && pitch == in.cols * kLanes;
+        count = gapless ? 1 : in.rows;
+        length = gapless ? in.rows * in.cols : in.cols;
     }
+    bool suit(const Image& image) const { return image.channels == kLanes && length >= 4; }
+};
+
+template <class T>
+static void read_runs(const Image& image, const T* source, const Runs& runs, float* target, int64_t pitch) {
+    for (int64_t run = 0; run < runs.count; run++, source += image.h, target += pitch)
+        for (int64_t i = 0; i < runs.length; i += 4) {
+            const int64_t start = block_start(i, runs.length);
+            Vec pixels[4];
+            read_quads<true>(image, source + start, 4, pixels);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) store(target + (start + j) * kLanes, pixels[j]);
+        }
 }
 
 template <class T>
 static void read_columns_adjacent(const Image& image, const T* source, const Inside& in, float* target,
                                   int64_t pitch) {
+    const Runs without_gaps(image, in, pitch);
+    if (without_gaps.suit(image)) return read_runs(image, source, without_gaps, target, pitch);
     int64_t runs, length;
     merge_rows(image, in, &runs, &length);
-    if (image.channels == kLanes && length >= 4 && runs == 1 && pitch == in.cols * kLanes)
-        return read_gapless(image, source, length, target);
     const int count = length < 4 ? int(length) : 4;
     Cursor cursor(target, in.cols, pitch);
     for (int64_t run = 0; run < runs; run++) {
@@ -254,8 +266,23 @@ static RK_INLINE void write_quads(const Image& image, T* target, int count, Vec*
 }
 
 template <class T>
+static void write_runs(const Image& image, T* target, const Runs& runs, const float* source, int64_t pitch, Vec bias,
+                       bool relu) {
+    for (int64_t run = 0; run < runs.count; run++, target += image.h, source += pitch)
+        for (int64_t i = 0; i < runs.length; i += 4) {
+            const int64_t start = block_start(i, runs.length);
+            Vec pixels[4];
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) pixels[j] = finish(load(source + (start + j) * kLanes), bias, relu);
+            write_quads<true>(image, target + start, 4, pixels);
+        }
+}
+
+template <class T>
 static void write_columns_adjacent(const Image& image, T* target, const Inside& in, const float* source,
                                    int64_t pitch, Vec bias, bool relu) {
+    const Runs without_gaps(image, in, pitch);
+    if (without_gaps.suit(image)) return write_runs(image, target, without_gaps, source, pitch, bias, relu);
     int64_t runs, length;
     merge_rows(image, in, &runs, &length);
     const int count = length < 4 ? int(length) : 4;

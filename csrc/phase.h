@@ -33,6 +33,7 @@ static Lattice lattice(int64_t first, int64_t step, int64_t size) {
 
 static Phase phase(const Axis& a, int64_t index) {
     const int64_t step = phase_count(a);
+    if (step == 1) return {{0, 1, a.input}, {0, 1, a.output}, {0, 1, a.taps}, a.pad};
     const int64_t residue = ((index - a.pad) % step + step) % step;
     const Lattice all_outputs = {0, 1, a.output}, all_taps = {0, 1, a.taps};
     return {lattice(residue, step, a.input),
