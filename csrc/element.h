@@ -108,13 +108,19 @@ static RK_INLINE void store_some(T* p, Vec v, int count) {
 
 template <class T>
 static RK_INLINE Quad load_quad(const T* p, int count) {
-    return quad_of(load_some(p, count), 0);
+    if (count < 4) return quad_of(load_some(p, count), 0);
+    T all[kLanes] = {};
+    memcpy(all, p, 4 * sizeof *p);
+    return quad_of(load(all), 0);
 }
 
 template <class T>
 static RK_INLINE void store_quad(T* p, Quad q, int count) {
-    Quad all[kQuads] = {q};
-    store_some(p, join(all), count);
+    const Quad all[kQuads] = {q};
+    if (count < 4) return store_some(p, join(all), count);
+    T converted[kLanes];
+    store(converted, join(all));
+    memcpy(p, converted, 4 * sizeof *p);
 }
 
 }  // namespace RK_ISA

@@ -14,29 +14,10 @@ using namespace pointwise;
 constexpr int64_t kChunk = 512;     // of the depth
 constexpr int64_t kMostTiles = 26;  // of rows that a thread takes on: their parts stay in the second level cache
 
-// Two of the four 128-bit lanes of a, then two of b, as their numbers say.
-template <int A, int B, int C, int D, int... I>
-static RK_INLINE Vec lanes(Vec a, Vec b, Indices<I...>) {
-    constexpr int from[] = {A, B, C + 4, D + 4};
-    return __builtin_shufflevector(a, b, (from[I / 4] * 4 + I % 4)...);
-}
-
-// 128-bit lane j of v[i * step] <- lane i of v[j * step]
-static RK_INLINE void transpose_lanes(Vec* v, int step) {
-    const Vec a = v[0], b = v[step], c = v[2 * step], d = v[3 * step];
-    const Vec low01 = lanes<0, 1, 0, 1>(a, b, Lanes{}), low23 = lanes<0, 1, 0, 1>(c, d, Lanes{});
-    const Vec high01 = lanes<2, 3, 2, 3>(a, b, Lanes{}), high23 = lanes<2, 3, 2, 3>(c, d, Lanes{});
-    v[0] = lanes<0, 2, 0, 2>(low01, low23, Lanes{});
-    v[step] = lanes<1, 3, 1, 3>(low01, low23, Lanes{});
-    v[2 * step] = lanes<0, 2, 0, 2>(high01, high23, Lanes{});
-    v[3 * step] = lanes<1, 3, 1, 3>(high01, high23, Lanes{});
-}
-
 // Rows of up to 16 floats, `stride` apart, as columns; what is missing is zero.
 static RK_INLINE void load_transposed(const float* data, int64_t stride, int64_t rows, int64_t columns, Vec v[16]) {
     for (int64_t i = 0; i < 16; i++) v[i] = i < rows && columns > 0 ? load_some(data + i * stride, int(columns)) : Vec{};
-    for (int i = 0; i < 16; i += 4) transpose(v + i);
-    for (int i = 0; i < 4; i++) transpose_lanes(v + i, 4);
+    transpose_all(v);
 }
 
 static RK_INLINE int64_t limited(int64_t size) { return smaller(16, larger(0, size)); }

@@ -134,7 +134,55 @@ static RK_INLINE void read_quads(const Image& image, const T* source, int count,
 }
 
 // The last block of a run of columns overlaps the one before it rather than being narrower, where it can.
-static RK_INLINE int64_t block_start(int64_t i, int64_t length) { return length < 4 || i + 4 <= length ? i : length - 4; }
+template <int kColumns>
+static RK_INLINE int64_t block_start(int64_t i, int64_t length) {
+    return length < kColumns || i + kColumns <= length ? i : length - kColumns;
+}
+
+// kColumns columns of a whole group as pixels.
+template <int kColumns, class T>
+static RK_INLINE void read_block(const Image& image, const T* source, Vec* pixels) {
+    if constexpr (kColumns == 4) {
+        read_quads<true>(image, source, 4, pixels);
+    } else {
+#pragma GCC unroll 16
+        for (int channel = 0; channel < kLanes; channel++) pixels[channel] = load(source + channel * image.c);
+        transpose_all(pixels);
+    }
+}
+
+// Whether a whole group is moved kLanes columns at a time: numbers of 16 bits, which are converted as vectors. Of
+// float32, four columns are faster: few straddle cache lines.
+template <class T>
+static RK_INLINE bool by_vectors(const Image& image, const Inside& in) {
+    int64_t runs, length;
+    merge_rows(image, in, &runs, &length);
+    return sizeof(T) == 2 && image.channels == kLanes && length >= kLanes;
+}
+
+template <int kColumns, class T>
+static void read_merged(const Image& image, const T* source, const Inside& in, float* target, int64_t pitch) {
+    int64_t runs, length;
+    merge_rows(image, in, &runs, &length);
+    const int count = length < kColumns ? int(length) : kColumns;
+    const bool all = kColumns > 4 || (count == 4 && image.channels == kLanes);
+    Cursor cursor(target, in.cols, pitch);
+    for (int64_t run = 0; run < runs; run++) {
+        const T* s = source + run * image.h;
+        for (int64_t i = 0; i < length; i += kColumns) {
+            const int64_t start = block_start<kColumns>(i, length);
+            if (start != i) cursor.seek(run * length + start);
+            Vec pixels[kColumns];
+            if (all)
+                read_block<kColumns>(image, s + start, pixels);
+            else
+                read_quads<false>(image, s + start, count, pixels);
+#pragma GCC unroll 16
+            for (int j = 0; j < kColumns; j++)
+                if (j < count) store(cursor.next(), pixels[j]);
+        }
+    }
+}
 
 // Runs of at least 4 columns on which neither side has gaps: all rows as one, or each by itself.
 struct Runs {
@@ -152,9 +200,9 @@ template <class T>
 static void read_runs(const Image& image, const T* source, const Runs& runs, float* target, int64_t pitch) {
     for (int64_t run = 0; run < runs.count; run++, source += image.h, target += pitch)
         for (int64_t i = 0; i < runs.length; i += 4) {
-            const int64_t start = block_start(i, runs.length);
+            const int64_t start = block_start<4>(i, runs.length);
             Vec pixels[4];
-            read_quads<true>(image, source + start, 4, pixels);
+            read_block<4>(image, source + start, pixels);
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) store(target + (start + j) * kLanes, pixels[j]);
         }
@@ -163,27 +211,10 @@ static void read_runs(const Image& image, const T* source, const Runs& runs, flo
 template <class T>
 static void read_columns_adjacent(const Image& image, const T* source, const Inside& in, float* target,
                                   int64_t pitch) {
-    const Runs without_gaps(image, in, pitch);
-    if (without_gaps.suit(image)) return read_runs(image, source, without_gaps, target, pitch);
-    int64_t runs, length;
-    merge_rows(image, in, &runs, &length);
-    const int count = length < 4 ? int(length) : 4;
-    Cursor cursor(target, in.cols, pitch);
-    for (int64_t run = 0; run < runs; run++) {
-        const T* s = source + run * image.h;
-        for (int64_t i = 0; i < length; i += 4) {
-            const int64_t start = block_start(i, length);
-            if (start != i) cursor.seek(run * length + start);
-            Vec pixels[4];
-            if (count == 4 && image.channels == kLanes)
-                read_quads<true>(image, s + start, 4, pixels);
-            else
-                read_quads<false>(image, s + start, count, pixels);
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; j++)
-                if (j < count) store(cursor.next(), pixels[j]);
-        }
-    }
+    if (by_vectors<T>(image, in)) return read_merged<kLanes>(image, source, in, target, pitch);
+    const Runs runs(image, in, pitch);
+    if (runs.suit(image)) return read_runs(image, source, runs, target, pitch);
+    read_merged<4>(image, source, in, target, pitch);
 }
 
 template <class T>
@@ -265,43 +296,63 @@ static RK_INLINE void write_quads(const Image& image, T* target, int count, Vec*
         }
 }
 
+// kColumns pixels of a whole group as columns.
+template <int kColumns, class T>
+static RK_INLINE void write_block(const Image& image, T* target, Vec* pixels) {
+    if constexpr (kColumns == 4) {
+        write_quads<true>(image, target, 4, pixels);
+    } else {
+        transpose_all(pixels);
+#pragma GCC unroll 16
+        for (int channel = 0; channel < kLanes; channel++) store(target + channel * image.c, pixels[channel]);
+    }
+}
+
+template <int kColumns, class T>
+static void write_merged(const Image& image, T* target, const Inside& in, const float* source, int64_t pitch, Vec bias,
+                         bool relu) {
+    int64_t runs, length;
+    merge_rows(image, in, &runs, &length);
+    const int count = length < kColumns ? int(length) : kColumns;
+    const bool all = kColumns > 4 || (count == 4 && image.channels == kLanes);
+    Cursor cursor(const_cast<float*>(source), in.cols, pitch);
+    for (int64_t run = 0; run < runs; run++) {
+        T* t = target + run * image.h;
+        for (int64_t i = 0; i < length; i += kColumns) {
+            const int64_t start = block_start<kColumns>(i, length);
+            if (start != i) cursor.seek(run * length + start);
+            Vec pixels[kColumns] = {};
+#pragma GCC unroll 16
+            for (int j = 0; j < kColumns; j++)
+                if (j < count) pixels[j] = finish(load(cursor.next()), bias, relu);
+            if (all)
+                write_block<kColumns>(image, t + start, pixels);
+            else
+                write_quads<false>(image, t + start, count, pixels);
+        }
+    }
+}
+
 template <class T>
 static void write_runs(const Image& image, T* target, const Runs& runs, const float* source, int64_t pitch, Vec bias,
                        bool relu) {
     for (int64_t run = 0; run < runs.count; run++, target += image.h, source += pitch)
         for (int64_t i = 0; i < runs.length; i += 4) {
-            const int64_t start = block_start(i, runs.length);
+            const int64_t start = block_start<4>(i, runs.length);
             Vec pixels[4];
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) pixels[j] = finish(load(source + (start + j) * kLanes), bias, relu);
-            write_quads<true>(image, target + start, 4, pixels);
+            write_block<4>(image, target + start, pixels);
         }
 }
 
 template <class T>
 static void write_columns_adjacent(const Image& image, T* target, const Inside& in, const float* source,
                                    int64_t pitch, Vec bias, bool relu) {
-    const Runs without_gaps(image, in, pitch);
-    if (without_gaps.suit(image)) return write_runs(image, target, without_gaps, source, pitch, bias, relu);
-    int64_t runs, length;
-    merge_rows(image, in, &runs, &length);
-    const int count = length < 4 ? int(length) : 4;
-    Cursor cursor(const_cast<float*>(source), in.cols, pitch);
-    for (int64_t run = 0; run < runs; run++) {
-        T* t = target + run * image.h;
-        for (int64_t i = 0; i < length; i += 4) {
-            const int64_t start = block_start(i, length);
-            if (start != i) cursor.seek(run * length + start);
-            Vec pixels[4] = {};
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; j++)
-                if (j < count) pixels[j] = finish(load(cursor.next()), bias, relu);
-            if (count == 4 && image.channels == kLanes)
-                write_quads<true>(image, t + start, 4, pixels);
-            else
-                write_quads<false>(image, t + start, count, pixels);
-        }
-    }
+    if (by_vectors<T>(image, in)) return write_merged<kLanes>(image, target, in, source, pitch, bias, relu);
+    const Runs runs(image, in, pitch);
+    if (runs.suit(image)) return write_runs(image, target, runs, source, pitch, bias, relu);
+    write_merged<4>(image, target, in, source, pitch, bias, relu);
 }
 
 template <class T>

@@ -150,4 +150,36 @@ static RK_INLINE void transpose(Vec* v) {
     v[3] = halves<2>(high01, high23, Lanes{});
 }
 
+// Two of the quads of a, then two of b, as their numbers say.
+template <int A, int B, int C, int D, int... I>
+static RK_INLINE Vec quads(Vec a, Vec b, Indices<I...>) {
+    constexpr int from[] = {A, B, C + kQuads, D + kQuads};
+    return __builtin_shufflevector(a, b, (from[I / 4] * 4 + I % 4)...);
+}
+
+// Transposes the kLanes x kLanes matrix whose rows are v[0 .. kLanes).
+static RK_INLINE void transpose_all(Vec* v) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kLanes; i += 4) transpose(v + i);
+#if RK_LANES == 16
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const Vec a = v[i], b = v[i + 4], c = v[i + 8], d = v[i + 12];
+        const Vec low01 = quads<0, 1, 0, 1>(a, b, Lanes{}), low23 = quads<0, 1, 0, 1>(c, d, Lanes{});
+        const Vec high01 = quads<2, 3, 2, 3>(a, b, Lanes{}), high23 = quads<2, 3, 2, 3>(c, d, Lanes{});
+        v[i] = quads<0, 2, 0, 2>(low01, low23, Lanes{});
+        v[i + 4] = quads<1, 3, 1, 3>(low01, low23, Lanes{});
+        v[i + 8] = quads<0, 2, 0, 2>(high01, high23, Lanes{});
+        v[i + 12] = quads<1, 3, 1, 3>(high01, high23, Lanes{});
+    }
+#elif RK_LANES == 8
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const Vec a = v[i], b = v[i + 4];
+        v[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+        v[i + 4] = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+#endif
+}
+
 }  // namespace RK_ISA

@@ -213,6 +213,22 @@ def test_small_filters_packed_or_not_give_the_same(isa, taps, channels):
 
 
 @each_isa
+@pytest.mark.parametrize("layout", ["NCHW", "sliced"])
+@pytest.mark.parametrize("size", [(1, 1), (6, 2), (2, 4), (5, 6), (7, 7), (13, 8)])
+@pytest.mark.parametrize("taps", [3, 5])
+def test_small_filters_on_narrow_maps_give_the_same_in_every_layout(isa, taps, size, layout):
+    """One strip of a packed map, blocks of one, and strips of a map where it lies."""
+    input, grad_output = torch.randn(2, 32, *size), torch.randn(2, 32, *size)
+    weight, padding = torch.randn(32, 1, taps, taps), (taps // 2,) * 4
+    with native.force_isa(isa):
+        check((2, 19, *size), (taps, taps), padding, layout=layout)
+        packed = passes(lay_out(input, layout), weight, lay_out(grad_output, layout), padding)
+        in_place = passes(lay_out(input, "NHWC"), weight, lay_out(grad_output, "NHWC"), padding)
+    for result, other in zip(packed[:2], in_place[:2], strict=True):
+        assert torch.equal(result, other)
+
+
+@each_isa
 def test_rows_may_have_gaps(isa):
     input, weight = torch.randn(2, 3, 9, 40), torch.randn(3, 1, 5, 5)
     problem = problem_of("forward", input, weight, (2, 2, 2, 2))
@@ -276,10 +292,11 @@ def test_accuracy_at_the_shapes_of_replknet(size, taps):
     ("dtype", "half_ulp"), [(torch.bfloat16, 2.0**-8), (torch.float16, 2.0**-11)]
 )
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC", "sliced"])
-def test_half_precision_rounds_only_its_results(isa, dtype, half_ulp, layout):
-    input = torch.randn(2, 19, 9, 11).to(dtype)
-    weight = torch.randn(19, 1, 5, 5).to(dtype)
-    grad_output = torch.randn(2, 19, 9, 11).to(dtype)
+@pytest.mark.parametrize("size", [(1, 3), (2, 7), (9, 11), (4, 14), (3, 30)])
+def test_half_precision_rounds_only_its_results(isa, dtype, half_ulp, layout, size):
+    input = torch.randn(2, 35, *size).to(dtype)
+    weight = torch.randn(35, 1, 5, 5).to(dtype)
+    grad_output = torch.randn(2, 35, *size).to(dtype)
     padding = (2, 2, 2, 2)
     expected = oracle(input, weight, grad_output, (1, 1), padding, (1, 1))
     with native.force_isa(isa):
