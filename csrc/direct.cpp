@@ -6,7 +6,9 @@
 #include "direct_correlate_3x3.h"
 #include "direct_full.h"
 #include "direct_pixels.h"
+#if RK_LANES > 4
 #include "direct_rows.h"
+#endif
 
 namespace RK_ISA {
 namespace direct {
@@ -37,8 +39,10 @@ static void run(const Call& call) {
         run_full(call);
     else if (suits_pixels(p))
         run_pixels(call);
+#if RK_LANES > 4
     else if (suits_rows(p) && !p.packed_weight)
         run_rows(call);
+#endif
     else
         run_tiles(call);
 }

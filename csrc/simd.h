@@ -42,27 +42,21 @@ static RK_INLINE Vec load_some(const float* p, int count) {
 #endif
 }
 
-// A run of lanes.
+#if RK_LANES > 4
 #if RK_LANES == 16
 typedef __mmask16 Mask;
-#elif RK_LANES == 8
-typedef __m256i Mask;
 #else
-struct Mask {
-    int begin, end;
-};
+typedef __m256i Mask;
 #endif
 
 // The lanes begin <= i < end; 0 <= begin <= end <= kLanes.
 static RK_INLINE Mask lanes_between(int begin, int end) {
 #if RK_LANES == 16
     return (__mmask16)((1u << end) - (1u << begin));
-#elif RK_LANES == 8
+#else
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(begin), lane),
                                _mm256_cmpgt_epi32(_mm256_set1_epi32(end), lane));
-#else
-    return {begin, end};
 #endif
 }
 
@@ -70,14 +64,11 @@ static RK_INLINE Mask lanes_between(int begin, int end) {
 static RK_INLINE Vec load_lanes(const float* p, Mask lanes) {
 #if RK_LANES == 16
     return (Vec)_mm512_maskz_loadu_ps(lanes, p);
-#elif RK_LANES == 8
-    return (Vec)_mm256_maskload_ps(p, lanes);
 #else
-    Vec v = {};
-    for (int i = lanes.begin; i < lanes.end; i++) v[i] = p[i];
-    return v;
+    return (Vec)_mm256_maskload_ps(p, lanes);
 #endif
 }
+#endif
 
 // Writes the first `count` <= kLanes lanes and nothing past them.
 static RK_INLINE void store_some(float* p, Vec v, int count) {
