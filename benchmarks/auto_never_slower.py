@@ -69,9 +69,9 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def compare(case: Case, train: bool) -> dict[str, float]:
-    """Seconds by engine; of a part, if that takes PyTorch longer than us the whole."""
+    """Seconds by engine; of a part, if that takes PyTorch much longer than us the whole."""
     ours = {name: prepare(name, case, train) for name in names("replknet")}
-    enough = sum(second_time(call) for call in ours.values())
+    enough = 2 * sum(second_time(call) for call in ours.values())
     bounds = {name: part_time(name, case, train, enough) for name in names("pytorch")}
     rivals = {n: prepare(n, case, train) for n, bound in bounds.items() if bound < enough}
     samples = interleave({**ours, **rivals}, ROUNDS, MAX_SECONDS)

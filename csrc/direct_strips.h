@@ -90,7 +90,7 @@ struct StripKernels;
 template <int K, int S, int... T>
 struct StripKernels<K, S, Indices<T...>> {
     static constexpr StripKernel table[2][kMaxStripColumns] = {{strip_kernel<false, K, S, T>()...},
-                                                          {strip_kernel<true, K, S, T>()...}};
+                                                               {strip_kernel<true, K, S, T>()...}};
 };
 
 // `width` columns of outputs from `col`, in the rows from `begin` to before `end`, for square filters whose taps lie side
