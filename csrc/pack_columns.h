@@ -32,11 +32,16 @@ struct Cursor {
     }
 };
 
-// Rows that follow each other without a gap are read as one.
-static RK_INLINE void merge_rows(const Image& image, const Inside& in, int64_t* runs, int64_t* length) {
-    const bool gapless = image.h == in.cols;
-    *runs = gapless ? 1 : in.rows;
-    *length = gapless ? in.rows * in.cols : in.cols;
+// Columns that follow each other without a gap: all rows as one run, or each by itself.
+struct Runs {
+    int64_t count, length;
+};
+static RK_INLINE Runs runs(const Inside& in, bool gapless) {
+    return gapless ? Runs{1, in.rows * in.cols} : Runs{in.rows, in.cols};
+}
+static RK_INLINE Runs runs_of_image(const Image& image, const Inside& in) { return runs(in, image.h == in.cols); }
+static RK_INLINE Runs runs_of_both(const Image& image, const Inside& in, int64_t pitch) {
+    return runs(in, image.h == in.cols && pitch == in.cols * kLanes);
 }
 
 // 4 columns of a group as 4 pixels; absent channels as zeros.
@@ -78,15 +83,12 @@ static RK_INLINE void read_block(const Image& image, const T* source, Vec* pixel
 // float32, four columns are faster: few straddle cache lines.
 template <class T>
 static RK_INLINE bool by_vectors(const Image& image, const Inside& in) {
-    int64_t runs, length;
-    merge_rows(image, in, &runs, &length);
-    return sizeof(T) == 2 && image.channels == kLanes && length >= kLanes;
+    return sizeof(T) == 2 && image.channels == kLanes && runs_of_image(image, in).length >= kLanes;
 }
 
 template <int kColumns, class T>
 static void read_merged(const Image& image, const T* source, const Inside& in, float* target, int64_t pitch) {
-    int64_t runs, length;
-    merge_rows(image, in, &runs, &length);
+    const auto [runs, length] = runs_of_image(image, in);
     const int count = length < kColumns ? int(length) : kColumns;
     const bool all = kColumns > 4 || (count == 4 && image.channels == kLanes);
     Cursor cursor(target, in.cols, pitch);
@@ -107,18 +109,6 @@ static void read_merged(const Image& image, const T* source, const Inside& in, f
     }
 }
 
-// Runs of at least 4 columns on which neither side has gaps: all rows as one, or each by itself.
-struct Runs {
-    int64_t count, length;
-
-    Runs(const Image& image, const Inside& in, int64_t pitch) {
-        const bool gapless = image.h == in.cols && pitch == in.cols * kLanes;
-        count = gapless ? 1 : in.rows;
-        length = gapless ? in.rows * in.cols : in.cols;
-    }
-    bool suit(const Image& image) const { return image.channels == kLanes && length >= 4; }
-};
-
 template <class T>
 static void read_runs(const Image& image, const T* source, const Runs& runs, float* target, int64_t pitch) {
     for (int64_t run = 0; run < runs.count; run++, source += image.h, target += pitch)
@@ -135,8 +125,8 @@ template <class T>
 static void read_columns_adjacent(const Image& image, const T* source, const Inside& in, float* target,
                                   int64_t pitch) {
     if (by_vectors<T>(image, in)) return read_merged<kLanes>(image, source, in, target, pitch);
-    const Runs runs(image, in, pitch);
-    if (runs.suit(image)) return read_runs(image, source, runs, target, pitch);
+    const Runs runs = runs_of_both(image, in, pitch);
+    if (image.channels == kLanes && runs.length >= 4) return read_runs(image, source, runs, target, pitch);
     read_merged<4>(image, source, in, target, pitch);
 }
 
@@ -169,8 +159,7 @@ static RK_INLINE void write_block(const Image& image, T* target, Vec* pixels) {
 template <int kColumns, class T>
 static void write_merged(const Image& image, T* target, const Inside& in, const float* source, int64_t pitch, Vec bias,
                          bool relu) {
-    int64_t runs, length;
-    merge_rows(image, in, &runs, &length);
+    const auto [runs, length] = runs_of_image(image, in);
     const int count = length < kColumns ? int(length) : kColumns;
     const bool all = kColumns > 4 || (count == 4 && image.channels == kLanes);
     Cursor cursor(const_cast<float*>(source), in.cols, pitch);
@@ -208,8 +197,8 @@ template <class T>
 static void write_columns_adjacent(const Image& image, T* target, const Inside& in, const float* source,
                                    int64_t pitch, Vec bias, bool relu) {
     if (by_vectors<T>(image, in)) return write_merged<kLanes>(image, target, in, source, pitch, bias, relu);
-    const Runs runs(image, in, pitch);
-    if (runs.suit(image)) return write_runs(image, target, runs, source, pitch, bias, relu);
+    const Runs runs = runs_of_both(image, in, pitch);
+    if (image.channels == kLanes && runs.length >= 4) return write_runs(image, target, runs, source, pitch, bias, relu);
     write_merged<4>(image, target, in, source, pitch, bias, relu);
 }
 
