@@ -21,6 +21,9 @@
 #ifdef RK_HAVE_AMX
 RK_DECLARE_KERNELS(amx);
 #endif
+#ifdef RK_HAVE_ZEN4
+RK_DECLARE_KERNELS(zen4);
+#endif
 #ifdef RK_HAVE_AVX512
 RK_DECLARE_KERNELS(avx512);
 #endif
@@ -37,7 +40,7 @@ struct Candidate {
 };
 
 [[maybe_unused]] bool has_avx512() {
-#if defined(RK_HAVE_AVX512) || defined(RK_HAVE_AMX)
+#if defined(RK_HAVE_AVX512) || defined(RK_HAVE_ZEN4) || defined(RK_HAVE_AMX)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #else
@@ -70,6 +73,9 @@ const Candidate* candidates(int* count) {
     static const Candidate list[] = {
 #ifdef RK_HAVE_AMX
         {&rk_kernels_amx, has_amx()},
+#endif
+#ifdef RK_HAVE_ZEN4
+        {&rk_kernels_zen4, has_avx512() && __builtin_cpu_is("amd")},
 #endif
 #ifdef RK_HAVE_AVX512
         {&rk_kernels_avx512, has_avx512()},

@@ -4,6 +4,9 @@
 #ifdef RK_AMX
 #include "pointwise_amx.h"
 #endif
+#ifdef RK_PAIRS
+#include "pointwise_pairs.h"
+#endif
 #include "pointwise_rows.h"
 #include "pointwise_strassen.h"
 
@@ -22,7 +25,9 @@ static Product product(const rk_layer& layer, int64_t rows, const float* input, 
             layer.out_channels,
             layer.in_channels,
             layer.out_channels,
-            layer.activation};
+            layer.in_channels,
+            layer.activation,
+            layer.weight_size};
 }
 
 // A way to compute one product, or two of which the second reads what the first writes.
@@ -39,6 +44,11 @@ static Method method_of(const Products& c) {
 #ifdef RK_AMX
     if (amx_pays(first, c.pixels) && amx_pays(last, c.pixels))
         return by_rows ? Method{amx_by_rows_floats, amx_by_rows} : Method{amx_by_layers_floats, amx_by_layers};
+#endif
+#ifdef RK_PAIRS
+    if (pairs_pay(first, c.pixels) && pairs_pay(last, c.pixels))
+        return pairs_by_rows_pay(c.images * c.pixels, c.threads) ? Method{pairs_by_rows_floats, pairs_by_rows}
+                                                                 : Method{pairs_by_layers_floats, pairs_by_layers};
 #endif
     if (strassen_pays(first, c.pixels) && strassen_pays(last, c.pixels))
         return strassen_by_rows_pays(c.images * c.pixels, c.threads)

@@ -112,13 +112,6 @@ static bool amx_pays(const rk_layer& layer, int64_t pixels) {
     return fits && pixels * layer.in_channels * layer.out_channels >= 1 << 23;
 }
 
-static Product from_row(Product p, int64_t row) {
-    if (p.input) p.input += row * p.input_stride;
-    if (p.output) p.output += row * p.output_stride;
-    if (p.residual) p.residual += row * p.output_stride;
-    return p;
-}
-
 // Floats of workspace: of a thread, and the parts of the pixels of both products.
 struct AmxFloats {
     int64_t own, first, second;

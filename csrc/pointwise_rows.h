@@ -11,14 +11,15 @@ namespace pointwise {
 constexpr int64_t kGroup = RK_COLUMNS;
 static RK_INLINE int64_t groups(const Product& p) { return ceil_div(p.columns, kGroup); }
 
-// Activation and residual on the way from the block to the output.
-static void finish(const Product& p, const float* block, Span rows, int64_t column) {
+// Activation and residual on the way from the block to the output, of value(row, channel, sum).
+template <class Value>
+static RK_INLINE void finish(const Product& p, const float* block, Span rows, int64_t column, Value value) {
     const int64_t valid = smaller(kTileColumns, p.columns - column);
     for (int64_t r = rows.begin; r < rows.end; r++, block += kTileColumns) {
         float* output = p.output + r * p.output_stride + column;
         const float* residual = p.residual ? p.residual + r * p.output_stride + column : nullptr;
         for (int64_t c = 0; c < valid; c += kLanes) {
-            const Vec v = activated(p, load(block + c));
+            const Vec v = activated(p, value(r, column + c, load(block + c)));
             const int lanes = int(smaller(kLanes, valid - c));
             if (lanes == kLanes) {
                 store(output + c, residual ? v + load(residual + c) : v);
@@ -77,7 +78,7 @@ static void compute_group(const Product& p, const Rows& rows, int64_t group, boo
                 if (b + 1 == blocks) fetch_output(p, written, column);
                 multiply_rows(tile.size(), pixels, weights_at(p, depth.begin, column), depth.size(), start, block,
                               fetch ? rows.pixels.data + tile.end * stride : nullptr);
-                if (b + 1 == blocks) finish(p, block, written, column);
+                if (b + 1 == blocks) finish(p, block, written, column, [](int64_t, int64_t, Vec sum) { return sum; });
             }
         }
     }

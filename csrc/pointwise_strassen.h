@@ -76,11 +76,11 @@ static void strassen_by_rows(const Product& first, const Product* second, int64_
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < parts; i++) {
             const Span span = part(rows / 2, parts, i), pairs = {0, span.size()};
-            const Product up = from_pair(first, span.begin);
+            const Product up = from_row(first, 2 * span.begin);
             const Operands left = operands(own + at.input, pairs.size(), {0, first.depth / 2});
             for (int64_t pair = 0; pair < pairs.size(); pair++) split_pair(up.input, up.depth, left, pair);
             if (second)
-                own_pair_of_products(up, from_pair(*second, span.begin), left, pairs, at, own);
+                own_pair_of_products(up, from_row(*second, 2 * span.begin), left, pairs, at, own);
             else
                 own_product(up, left, pairs, own);
         }

@@ -33,8 +33,18 @@ struct Product {
     float* output;
     int64_t input_stride, output_stride;
     int64_t depth, columns;
+    int64_t weight_depth;  // of the packed weight, of which the product may be a part
     int activation;
+    float weight_size;
 };
+
+// The product of the rows from `row` on.
+static RK_INLINE Product from_row(Product p, int64_t row) {
+    if (p.input) p.input += row * p.input_stride;
+    if (p.output) p.output += row * p.output_stride;
+    if (p.residual) p.residual += row * p.output_stride;
+    return p;
+}
 
 struct Span {
     int64_t begin, end;
@@ -52,8 +62,8 @@ static RK_INLINE Span part(int64_t size, int64_t parts, int64_t i) {
 static RK_INLINE int64_t depth_blocks(int64_t depth) { return ceil_div(depth, kDepth); }
 static RK_INLINE Span depth_block(int64_t depth, int64_t block) { return part(depth, depth_blocks(depth), block); }
 
-// A stride of rows that spreads them over the cache.
-static RK_INLINE int64_t padded(int64_t depth) { return ceil_div(depth, 16) * 16 + 16; }
+// A stride of rows that spreads them over the cache: an odd number of its lines.
+static RK_INLINE int64_t padded(int64_t depth) { return (ceil_div(depth, kLine) | 1) * kLine; }
 
 // Rows of pixels where they are read.
 struct Pixels {
@@ -69,7 +79,7 @@ struct Weights {
 
 // From input channel `k` and output channel `column` on; a multiple of kTileColumns.
 static RK_INLINE Weights weights_at(const Product& p, int64_t k, int64_t column) {
-    return {p.packed + column * p.depth + k * kPanel, p.depth * kPanel};
+    return {p.packed + column * p.weight_depth + k * kPanel, p.weight_depth * kPanel};
 }
 
 // Rows of kTileColumns floats, `stride` apart.

@@ -191,13 +191,5 @@ static void compute_pairs(const Product& p, const Operands& left, Span pairs, in
 // Strips of kTileColumns channels of each half.
 static RK_INLINE int64_t strips(const Product& p) { return p.columns / 2 / kTileColumns; }
 
-// The product of the rows from `pair` on.
-static RK_INLINE Product from_pair(Product p, int64_t pair) {
-    if (p.input) p.input += 2 * pair * p.input_stride;
-    if (p.output) p.output += 2 * pair * p.output_stride;
-    if (p.residual) p.residual += 2 * pair * p.output_stride;
-    return p;
-}
-
 }  // namespace pointwise
 }  // namespace RK_ISA

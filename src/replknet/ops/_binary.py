@@ -53,6 +53,7 @@ class LayerStruct(ctypes.Structure):
         ("in_channels", ctypes.c_int64),
         ("out_channels", ctypes.c_int64),
         ("activation", ctypes.c_int32),
+        ("weight_size", ctypes.c_float),
     ]
 
 

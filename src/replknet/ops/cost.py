@@ -125,7 +125,8 @@ def cost_table(threads: int) -> CostTable:
 def _packaged() -> str:
     """The table of the package that is nearest to the instruction set in use."""
     isa = _binary.library.rk_isa().decode() if _binary.library else ""
-    return f"cost_{isa}.json" if isa in ("avx512", "amx") else "cost_avx2.json"
+    nearest = {"zen4": "avx512", "avx512": "avx512", "amx": "amx"}.get(isa, "avx2")
+    return f"cost_{nearest}.json"
 
 
 def calibration_file(threads: int) -> Path:

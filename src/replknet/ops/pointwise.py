@@ -21,6 +21,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, cast
 
 import torch
@@ -48,6 +49,12 @@ class Layer:
     out_channels: int
     activation: Activation
 
+    @cached_property
+    def weight_size(self) -> float:
+        """The root of the mean square of the weights, on which only rounding errors depend."""
+        squares = self.weight.detach().square().sum() / (self.in_channels * self.out_channels)
+        return squares.sqrt().item()
+
     @property
     def in_channels(self) -> int:
         return self.weight.shape[1]
@@ -60,6 +67,7 @@ class Layer:
             self.in_channels,
             self.out_channels,
             ACTIVATIONS[self.activation],
+            self.weight_size,
         )
 
 

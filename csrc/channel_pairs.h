@@ -1,0 +1,311 @@
+// Pointwise convolutions by Winograd's inner products (A New Algorithm for Inner Product, 1968), for processors that add
+// beside their multiply-adds, in units of their own: one multiply-add and two additions make two products,
+//
+//     (w1 + x0) (w0 + x1) = x0 w0 + x1 w1 + x0 x1 + w0 w1.
+//
+// Of each block of channels two thirds are multiplied in such pairs and one third one by one, which keeps both kinds of
+// units busy: three products for two multiply-adds and two additions. What pairs add of pixels alone and of weights alone
+// is known before; sums start from its opposite. Every second pair is (w1 - x0) (w0 - x1), subtracted, lest it grows.
+//
+// Rounding errors are relative to the larger of the two kinds of factors. So kScaled channels of a row of pixels at a time
+// are scaled, by a power of two, to the size of the weights. Sums of so many channels are added up in order, whatever the
+// number of rows and threads.
+#pragma once
+
+#include <math.h>
+
+#include "pointwise_rows.h"
+
+namespace RK_ISA {
+namespace pointwise {
+
+constexpr int64_t kPairRows = kVectors == 2 ? kTileRows - 1 : kTileRows;
+
+constexpr int64_t kScaled = 4 * kDepth;
+static RK_INLINE int64_t scaled_parts(int64_t depth) { return ceil_div(depth, kScaled); }
+static RK_INLINE Span scaled_part(int64_t depth, int64_t i) { return {i * kScaled, smaller((i + 1) * kScaled, depth)}; }
+
+// How a block of channels is taken: `paired` of them, a multiple of four, first, and half as many beside them.
+static RK_INLINE int64_t paired_channels(int64_t depth) { return depth / 6 * 4; }
+
+template <int... I>
+static RK_INLINE Vec neighbours(Vec v, Indices<I...>) {
+    return __builtin_shufflevector(v, v, (I ^ 1)...);
+}
+
+static RK_INLINE float total(Vec v) {
+    float lanes[kLanes];
+    store(lanes, v);
+    for (int half = kLanes / 2; half; half /= 2)
+        for (int lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
+    return lanes[0];
+}
+
+static RK_INLINE float most(Vec v) {
+    float lanes[kLanes];
+    store(lanes, v);
+    for (int half = kLanes / 2; half; half /= 2)
+        for (int lane = 0; lane < half; lane++)
+            lanes[lane] = lanes[lane] > lanes[lane + half] ? lanes[lane] : lanes[lane + half];
+    return lanes[0];
+}
+
+// The products of neighbours, of pairs that are subtracted with the opposite sign.
+static RK_INLINE Vec add_pairs(Vec sum, Vec v) {
+    Vec half;
+    for (int lane = 0; lane < kLanes; lane++) half[lane] = lane & 2 ? -0.5f : 0.5f;
+    return sum + v * half * neighbours(v, Lanes{});
+}
+
+// The power of two next to `x`, as far as it and its inverse are normal numbers.
+static RK_INLINE float power_of_two(float x) {
+    if (!(x > 0x1p-126f)) return 0x1p-126f;  // NaN too
+    if (x >= 0x1p126f) return 0x1p126f;
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits = (bits + (1u << 22)) & ~((1u << 23) - 1);
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// use(place, vector) for all of a row, with zeros behind its end.
+template <class Use>
+static RK_INLINE void for_each_vector(const float* row, int64_t size, Use use) {
+    int64_t k = 0;
+    for (; k + kLanes <= size; k += kLanes) use(k, load(row + k));
+    if (k < size) use(k, load_some(row + k, int(size - k)));
+}
+
+// Rows of a product, scaled; block by block of kDepth channels.
+struct PairedRows {
+    static constexpr int64_t kStride = kDepth + kLine;
+    int64_t count;
+    float *scales, *corrections, *data;  // of each scaled part of a row, what restores its size and what its pairs add
+
+    static int64_t floats(int64_t rows, int64_t depth) {
+        return rows * (ceil_div(depth, kDepth) * kStride + 2 * scaled_parts(depth));
+    }
+    PairedRows(float* memory, int64_t rows, int64_t depth)
+        : count(rows),
+          scales(memory),
+          corrections(memory + scaled_parts(depth) * rows),
+          data(memory + 2 * scaled_parts(depth) * rows) {}
+    float* at(int64_t block, int64_t row) const { return data + (block * count + row) * kStride; }
+};
+
+// The root of the mean square of `count` numbers with the sum `squares`, or the largest of them where squares leave the range
+// of floats.
+static RK_INLINE float size_of(float squares, float largest, int64_t count) {
+    const float mean = squares / float(count);
+    return mean > 1e-30f && mean < 1e30f ? sqrtf(mean) : largest;
+}
+
+// Fills in a row, of whose pixels each block of channels is `apart` from the one before; they may be where they belong.
+static void scale_row(const float* pixels, int64_t apart, int64_t depth, float weight_size, const PairedRows& rows,
+                      int64_t row) {
+    for (int64_t i = 0; i < scaled_parts(depth); i++) {
+        const Span part = scaled_part(depth, i);
+        const auto each_block = [&](auto use) {
+            for (int64_t k = part.begin; k < part.end; k += kDepth) use(k / kDepth, smaller(kDepth, part.end - k));
+        };
+        Vec squares = {}, largest = {};
+        each_block([&](int64_t block, int64_t channels) {
+            for_each_vector(pixels + block * apart, channels, [&](int64_t, Vec v) {
+                const Vec size = v < Vec{} ? -v : v;
+                squares += v * v;
+                largest = size > largest ? size : largest;
+            });
+        });
+        const float size = size_of(total(squares), most(largest), part.size());
+        const float scale = power_of_two(weight_size / size);
+        Vec pairs = {};
+        each_block([&](int64_t block, int64_t channels) {
+            float* const to = rows.at(block, row);
+            for_each_vector(pixels + block * apart, channels, [&](int64_t c, Vec v) { store(to + c, v * scale); });
+            for_each_vector(to, paired_channels(channels), [&](int64_t, Vec v) { pairs = add_pairs(pairs, v); });
+        });
+        rows.scales[i * rows.count + row] = 1 / scale;
+        rows.corrections[i * rows.count + row] = total(pairs);
+    }
+}
+
+// The opposite of what the pairs of some input channels add of the weights alone.
+static void column_corrections(const Product& p, Span channels, int64_t column, float* corrections) {
+    Vec sum[kVectors] = {};
+    for (int64_t begin = channels.begin; begin < channels.end; begin += kDepth) {
+        const Weights weights = weights_at(p, begin, column);
+        for (int64_t k = 0; k < paired_channels(smaller(kDepth, channels.end - begin)); k += 4)
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; v++) {
+                const float* w = weights.data + k * kPanel + v * kLanes % kPanel + v * kLanes / kPanel * weights.apart;
+                sum[v] += load(w + 2 * kPanel) * load(w + 3 * kPanel) - load(w) * load(w + kPanel);
+            }
+    }
+    for (int v = 0; v < kVectors; v++) store(corrections + v * kLanes, sum[v]);
+}
+
+// Weights that a thread will read next, of some input channels by a group of output channels.
+struct NextWeights {
+    Weights weights;
+    int64_t channels;
+
+    NextWeights some(Span span) const { return {{weights.data + span.begin * kPanel, weights.apart}, span.size()}; }
+    RK_INLINE void fetch(int64_t channel) const {
+        for (int64_t panel = 0; panel < kGroup / kPanel; panel++)
+            __builtin_prefetch(weights.data + channel * kPanel + panel * weights.apart, 0, 2);
+    }
+};
+static RK_INLINE NextWeights weights_of(const Product& p, int64_t group, Span channels) {
+    return {weights_at(p, channels.begin, group * kGroup), channels.size()};
+}
+
+// One pointer for each vector of a tile: a pixel that is loaded for each of them is broadcast by its addition or
+// multiply-add; the compiler would load it once, by an instruction that takes a turn of their units.
+struct Pointers {
+    const float* at[kVectors];
+    explicit Pointers(const float* data) {
+        for (int v = 0; v < kVectors; v++) {
+            at[v] = data;
+            asm("" : "+r"(at[v]));
+        }
+    }
+    RK_INLINE void advance(int64_t floats) {
+        for (int v = 0; v < kVectors; v++) at[v] += floats;
+    }
+};
+
+static RK_INLINE void load_weights(const float* weights, int64_t apart, Vec weight[kVectors]) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) weight[v] = load(weights + v * kLanes % kPanel + v * kLanes / kPanel * apart);
+}
+
+// sum[kRows][kVectors] += two input channels, or what their pair subtracted comes to
+template <int kRows, bool kSubtracted>
+static RK_INLINE void add_pair(Vec (*sum)[kVectors], const Pointers& x, const float* weights, int64_t apart) {
+    Vec w0[kVectors], w1[kVectors];
+    load_weights(weights, apart, w0);
+    load_weights(weights + kPanel, apart, w1);
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; row++)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; v++) {
+            const Vec x0 = broadcast(x.at[v][row * PairedRows::kStride]);
+            const Vec x1 = broadcast(x.at[v][row * PairedRows::kStride + 1]);
+            if (kSubtracted)
+                sum[row][v] -= (w1[v] - x0) * (w0[v] - x1);
+            else
+                sum[row][v] += (w1[v] + x0) * (w0[v] + x1);
+        }
+}
+
+template <int kRows>
+static RK_INLINE void add_single(Vec (*sum)[kVectors], const Pointers& x, const float* weights, int64_t apart) {
+    Vec w[kVectors];
+    load_weights(weights, apart, w);
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; row++)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; v++) sum[row][v] += broadcast(x.at[v][row * PairedRows::kStride]) * w[v];
+}
+
+// block[kRows][kTileColumns] = start + pixels @ weights, over `depth` input channels. Meanwhile brings `next` into the
+// second level cache.
+template <int kRows>
+static void multiply_in_pairs(const float* pixels, Weights weights, int64_t depth, Start start, float* block,
+                              const NextWeights& next) {
+    const int64_t paired = paired_channels(depth), apart = weights.apart;
+    const int64_t fetched_a_step = paired ? ceil_div(next.channels, paired / 4) : 0;
+    const float *w = weights.data, *single_w = w + paired * kPanel;
+    Pointers x(pixels), single_x(pixels + paired);
+    Vec sum[kRows][kVectors];
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; row++)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; v++) sum[row][v] = load(start.rows + row * start.stride + v * kLanes);
+    for (int64_t k = 0, fetched = 0; k < paired; k += 4, w += 4 * kPanel, single_w += 2 * kPanel) {
+        const int64_t until = smaller(fetched + fetched_a_step, next.channels);
+        for (; fetched < until; fetched++) next.fetch(fetched);
+        add_pair<kRows, false>(sum, x, w, apart);
+        add_single<kRows>(sum, single_x, single_w, apart);
+        x.advance(2), single_x.advance(1);
+        add_pair<kRows, true>(sum, x, w + 2 * kPanel, apart);
+        add_single<kRows>(sum, single_x, single_w + kPanel, apart);
+        x.advance(2), single_x.advance(1);
+    }
+    for (int64_t k = paired / 2 * 3; k < depth; k++, single_w += kPanel, single_x.advance(1))
+        add_single<kRows>(sum, single_x, single_w, apart);
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; row++)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; v++) store(block + row * kTileColumns + v * kLanes, sum[row][v]);
+}
+
+template <int kRows = kPairRows>
+static RK_INLINE void multiply_rows_in_pairs(int64_t rows, const float* pixels, Weights weights, int64_t depth,
+                                             Start start, float* block, const NextWeights& next) {
+    if (rows == kRows)
+        multiply_in_pairs<kRows>(pixels, weights, depth, start, block, next);
+    else if constexpr (kRows > 1)
+        multiply_rows_in_pairs<kRows - 1>(rows, pixels, weights, depth, start, block, next);
+}
+
+// Floats of the sums of a group, in blocks of kPairRows rows by kTileColumns channels.
+static RK_INLINE int64_t group_floats(int64_t rows) { return kGroup * ceil_div(rows, kPairRows) * kPairRows; }
+
+// Where the input channels of a product are, that are scaled together.
+struct ScaledPart {
+    const PairedRows& rows;
+    int64_t index;   // within `rows`
+    Span channels;   // within the product
+    bool is_last(const Product& p) const { return channels.end == p.depth; }
+};
+
+// Adds what a part of the input channels makes for some rows and a group of channels to `totals`, or finishes the product with
+// the last part, before the thread goes on to `next`. `totals` and `sums` hold group_floats(rows).
+static void multiply_group(const Product& p, const ScaledPart& part_of_depth, Span rows, int64_t group,
+                           const NextWeights& next, float* totals, float* sums) {
+    const PairedRows& pixels = part_of_depth.rows;
+    const Span channels = part_of_depth.channels;
+    const float* const scales = pixels.scales + part_of_depth.index * pixels.count;
+    const float* const row_corrections = pixels.corrections + part_of_depth.index * pixels.count;
+    const int64_t first = group * kGroup, last = smaller(first + kGroup, p.columns);
+    const int64_t strips = ceil_div(last - first, kTileColumns), tiles = ceil_div(rows.size(), kPairRows);
+    const int64_t blocks = ceil_div(channels.size(), kDepth), calls = blocks * tiles * strips;
+    alignas(64) float corrections[kGroup];
+    for (int64_t s = 0; s < strips; s++)
+        column_corrections(p, channels, first + s * kTileColumns, corrections + s * kTileColumns);
+    int64_t call = 0;
+    for (int64_t b = 0; b < blocks; b++)
+        for (int64_t t = 0; t < tiles; t++) {
+            const Span part_of_rows = part(rows.size(), tiles, t);
+            const Span tile = {rows.begin + part_of_rows.begin, rows.begin + part_of_rows.end};
+            for (int64_t s = 0; s < strips; s++, call++) {
+                const int64_t column = first + s * kTileColumns, at = (t * kGroup + s * kTileColumns) * kPairRows;
+                float *const block = sums + at, *const total = totals + at;
+                const Start start = b ? Start{block, kTileColumns} : Start{corrections + s * kTileColumns, 0};
+                const bool finishes = b + 1 == blocks && part_of_depth.is_last(p);
+                if (finishes) fetch_output(p, tile, column);
+                multiply_rows_in_pairs(tile.size(), pixels.at(part_of_depth.index * (kScaled / kDepth) + b, tile.begin),
+                                       weights_at(p, channels.begin + b * kDepth, column),
+                                       smaller(kDepth, channels.size() - b * kDepth), start, block,
+                                       next.some(part(next.channels, calls, call)));
+                if (b + 1 < blocks) continue;
+                const auto restored = [&](int64_t row, int64_t c, Vec sum) {
+                    const Vec product = (sum - row_corrections[row]) * scales[row];
+                    const float* const before = total + (row - tile.begin) * kTileColumns + c - column;
+                    return channels.begin ? load(before) + product : product;
+                };
+                if (finishes) {
+                    finish(p, block, tile, column,
+                           [&](int64_t row, int64_t c, Vec sum) { return restored(row, c, sum) + load(p.bias + c); });
+                    continue;
+                }
+                for (int64_t row = tile.begin, i = 0; row < tile.end; row++)
+                    for (int64_t c = 0; c < kTileColumns; c += kLanes, i += kLanes)
+                        store(total + i, restored(row, column + c, load(block + i)));
+            }
+        }
+}
+
+}  // namespace pointwise
+}  // namespace RK_ISA
