@@ -22,6 +22,7 @@ namespace pointwise {
 constexpr int64_t kPairRows = kVectors == 2 ? kTileRows - 1 : kTileRows;
 
 constexpr int64_t kScaled = 4 * kDepth;
+constexpr int64_t kRowsAhead = 2;  // that are fetched before they are scaled
 static RK_INLINE int64_t scaled_parts(int64_t depth) { return ceil_div(depth, kScaled); }
 static RK_INLINE Span scaled_part(int64_t depth, int64_t i) { return {i * kScaled, smaller((i + 1) * kScaled, depth)}; }
 
@@ -93,6 +94,12 @@ struct PairedRows {
     float* at(int64_t block, int64_t row) const { return data + (block * count + row) * kStride; }
 };
 
+static RK_INLINE void add_size(Vec v, Vec& squares, Vec& largest) {
+    const Vec size = v < Vec{} ? -v : v;
+    squares += v * v;
+    largest = size > largest ? size : largest;
+}
+
 // The root of the mean square of `count` numbers with the sum `squares`, or the largest of them where squares leave the range
 // of floats.
 static RK_INLINE float size_of(float squares, float largest, int64_t count) {
@@ -110,11 +117,7 @@ static void scale_row(const float* pixels, int64_t apart, int64_t depth, float w
         };
         Vec squares = {}, largest = {};
         each_block([&](int64_t block, int64_t channels) {
-            for_each_vector(pixels + block * apart, channels, [&](int64_t, Vec v) {
-                const Vec size = v < Vec{} ? -v : v;
-                squares += v * v;
-                largest = size > largest ? size : largest;
-            });
+            for_each_vector(pixels + block * apart, channels, [&](int64_t, Vec v) { add_size(v, squares, largest); });
         });
         const float size = size_of(total(squares), most(largest), part.size());
         const float scale = power_of_two(weight_size / size);
@@ -126,6 +129,15 @@ static void scale_row(const float* pixels, int64_t apart, int64_t depth, float w
         });
         rows.scales[i * rows.count + row] = 1 / scale;
         rows.corrections[i * rows.count + row] = total(pairs);
+    }
+}
+
+// Fills in all rows from some that are `stride` apart.
+static void scale_rows(const float* pixels, int64_t stride, int64_t depth, float weight_size, const PairedRows& rows) {
+    for (int64_t r = 0; r < rows.count; r++, pixels += stride) {
+        if (r + kRowsAhead < rows.count)
+            for (int64_t k = 0; k < depth; k += kLine) __builtin_prefetch(pixels + kRowsAhead * stride + k);
+        scale_row(pixels, kDepth, depth, weight_size, rows, r);
     }
 }
 
@@ -291,13 +303,17 @@ static void multiply_group(const Product& p, const ScaledPart& part_of_depth, Sp
                                        next.some(part(next.channels, calls, call)));
                 if (b + 1 < blocks) continue;
                 const auto restored = [&](int64_t row, int64_t c, Vec sum) {
-                    const Vec product = (sum - row_corrections[row]) * scales[row];
+                    Vec product = (sum - row_corrections[row]) * scales[row];
+                    if (p.column_scales) product *= load(p.column_scales + c);
                     const float* const before = total + (row - tile.begin) * kTileColumns + c - column;
                     return channels.begin ? load(before) + product : product;
                 };
                 if (finishes) {
                     finish(p, block, tile, column,
-                           [&](int64_t row, int64_t c, Vec sum) { return restored(row, c, sum) + load(p.bias + c); });
+                           [&](int64_t row, int64_t c, Vec sum) {
+                               const Vec product = restored(row, c, sum);
+                               return p.bias ? product + load(p.bias + c) : product;
+                           });
                     continue;
                 }
                 for (int64_t row = tile.begin, i = 0; row < tile.end; row++)

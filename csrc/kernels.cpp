@@ -8,6 +8,9 @@
 #ifdef RK_AMX
 #include "matmul_amx.h"
 #endif
+#ifdef RK_PAIRS
+#include "matmul_pairs.h"
+#endif
 
 namespace RK_DEPTHWISE {
 const Algorithm& direct_algorithm();
@@ -24,7 +27,7 @@ extern "C" const Kernels RK_TABLE_NAME(RK_ISA) = {
     RK_ISA::fma_peak,
     RK_ISA::pointwise::workspace_bytes,
     RK_ISA::pointwise::run,
-#ifdef RK_AMX
+#if defined(RK_AMX) || defined(RK_PAIRS)
     RK_ISA::matmul::workspace_bytes,
     RK_ISA::matmul::run,
 #else

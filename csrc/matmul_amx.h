@@ -5,6 +5,7 @@
 #pragma once
 
 #include "amx_chores.h"
+#include "matrix.h"
 
 namespace RK_ISA {
 namespace matmul {
@@ -13,14 +14,6 @@ using namespace pointwise;
 
 constexpr int64_t kChunk = 512;     // of the depth
 constexpr int64_t kMostTiles = 26;  // of rows that a thread takes on: their parts stay in the second level cache
-
-// Rows of up to 16 floats, `stride` apart, as columns; what is missing is zero.
-static RK_INLINE void load_transposed(const float* data, int64_t stride, int64_t rows, int64_t columns, Vec v[16]) {
-    for (int64_t i = 0; i < 16; i++) v[i] = i < rows && columns > 0 ? load_some(data + i * stride, int(columns)) : Vec{};
-    transpose_all(v);
-}
-
-static RK_INLINE int64_t limited(int64_t size) { return smaller(16, larger(0, size)); }
 
 // The parts of some rows of the left matrix (rows, depth), a chunk of the depth.
 static void split_left(const rk_matrix& m, Span rows, Span depth, const Left& left) {

@@ -27,7 +27,8 @@ static Product product(const rk_layer& layer, int64_t rows, const float* input, 
             layer.out_channels,
             layer.in_channels,
             layer.activation,
-            layer.weight_size};
+            layer.weight_size,
+            nullptr};
 }
 
 // A way to compute one product, or two of which the second reads what the first writes.

@@ -19,7 +19,7 @@ static bool pairs_by_rows_pay(int64_t rows, int threads) { return rows >= kEnoug
 
 static PairedRows paired_rows(const Product& p, int64_t rows, float* memory) {
     const PairedRows paired(memory, rows, p.depth);
-    for (int64_t r = 0; r < rows; r++) scale_row(p.input + r * p.input_stride, kDepth, p.depth, p.weight_size, paired, r);
+    scale_rows(p.input, p.input_stride, p.depth, p.weight_size, paired);
     return paired;
 }
 

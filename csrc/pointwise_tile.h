@@ -36,6 +36,7 @@ struct Product {
     int64_t weight_depth;  // of the packed weight, of which the product may be a part
     int activation;
     float weight_size;
+    const float* column_scales;  // that restore the size of the output channels, or null
 };
 
 // The product of the rows from `row` on.

@@ -1,27 +1,32 @@
-"""Products of matrices by AMX, where there is one, against sums in float64."""
+"""Products of matrices, where an instruction set has them, against sums in float64."""
 
 import pytest
 import torch
 
 from replknet.nn import PointwiseConv2d
 from replknet.ops import _binary, native
-from replknet.ops.matmul import amx_pays, matmul, suits_amx
+from replknet.ops.matmul import matmul, native_pays, suits_native
 
-HAS_AMX = _binary.library is not None and "amx" in native.isas()
-needs_amx = pytest.mark.skipif(not HAS_AMX, reason="this processor has no AMX")
+ISAS = [isa for isa in (native.isas() if _binary.library else ()) if isa in ("amx", "zen4")]
 # rows, depth, columns: one of each, borders of tiles, turns of rows, several chunks of the depth
 SIZES = [(1, 1, 1), (3, 5, 7), (17, 33, 31), (49, 512, 100), (100, 1030, 77), (900, 64, 33)]
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    """An instruction set with products, in use."""
+    with native.force_isa(request.param):
+        yield request.param
 
 
 def randn(*size, seed=0):
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
 
 
-@needs_amx
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("transposed", ["none", "left", "right", "both"])
 @pytest.mark.parametrize(("rows", "depth", "columns"), SIZES)
-def test_products(rows, depth, columns, transposed, threads):
+def test_products(isa, rows, depth, columns, transposed, threads):
     left, right = randn(rows, depth, seed=1), randn(depth, columns, seed=2)
     exact = left.double() @ right.double()
     if transposed in ("left", "both"):
@@ -34,21 +39,20 @@ def test_products(rows, depth, columns, transposed, threads):
         product = matmul(left, right)
     finally:
         torch.set_num_threads(before)
-    assert (product - exact).abs().max() <= 1e-6 * exact.abs().max()
+    assert (product - exact).abs().max() <= (2e-6 if isa == "zen4" else 1e-6) * exact.abs().max()
     assert torch.equal(product, matmul(left, right))
 
 
-@needs_amx
-def test_a_number_that_is_not_finite_stays_in_its_row():
+def test_a_number_that_is_not_finite_stays_in_its_row(isa):
     left = torch.ones(40, 64)
     left[7, 3] = torch.inf
     product = matmul(left, torch.ones(64, 33))
-    assert product[7].isnan().all()
+    assert not product[7].isfinite().any()
+    assert isa == "zen4" or product[7].isnan().all()
     assert (product[torch.arange(40) != 7] == 64).all()
 
 
-@needs_amx
-def test_empty_matrices():
+def test_empty_matrices(isa):
     assert matmul(torch.ones(0, 3), torch.ones(3, 4)).shape == (0, 4)
     assert torch.equal(matmul(torch.ones(2, 0), torch.ones(0, 4)), torch.zeros(2, 4))
 
@@ -60,23 +64,22 @@ def test_refuses_what_does_not_fit():
         matmul(torch.ones(2, 3, 1), torch.ones(3, 5))
 
 
-@needs_amx
-def test_refuses_other_strides():
+def test_refuses_other_strides(isa):
     with pytest.raises(ValueError, match=r"right must be contiguous.*\(10, 2\); call contiguous"):
         matmul(torch.ones(2, 3), torch.ones(3, 10)[:, ::2])
 
 
-def test_suits_amx():
+def test_suits_native():
     matrix = torch.ones(2, 2)
-    assert suits_amx(matrix) == (HAS_AMX and _binary.library.rk_isa() == b"amx")
-    assert not suits_amx(matrix, matrix.double())
-    assert not suits_amx(torch.ones(2, device="meta"))
+    assert suits_native(matrix) == (bool(ISAS) and native.isa() in ISAS)
+    assert not suits_native(matrix, matrix.double())
+    assert not suits_native(torch.ones(2, device="meta"))
 
 
 @pytest.mark.skipif(_binary.library is None, reason="there is no native core")
 def test_other_instruction_sets_have_none():
     with native.force_isa("baseline"):
-        assert not suits_amx(torch.ones(2, 2))
+        assert not suits_native(torch.ones(2, 2))
         with pytest.raises(NotImplementedError):
             matmul(torch.ones(2, 3), torch.ones(3, 4))
 
@@ -84,9 +87,9 @@ def test_other_instruction_sets_have_none():
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("inputs", "outputs"), [(128, 512), (512, 128), (256, 256)])
 def test_trains_as_a_convolution(inputs, outputs, bias):
-    """Sizes that AMX computes where there is one."""
+    """Sizes that are computed natively where there is a product."""
     torch.manual_seed(0)
-    assert amx_pays(2 * 16 * 16, outputs, inputs)
+    assert native_pays(2 * 16 * 16, outputs, inputs)
     layer = PointwiseConv2d(inputs, outputs, bias=bias)
     exact = torch.nn.Conv2d(inputs, outputs, 1, bias=bias).double()
     exact.load_state_dict(layer.state_dict())

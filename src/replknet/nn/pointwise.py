@@ -10,17 +10,18 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from replknet.ops.arguments import layout_of
-from replknet.ops.matmul import amx_pays, matmul, suits_amx
+from replknet.ops.matmul import matmul, native_pays, suits_native
 
 _ONLY_INPUT = (True, False, False)
-_FEWEST_ROWS = 256  # of a weight whose gradient is faster by AMX than in MKL; measured
+_FEWEST_ROWS = 256  # of a weight whose gradient is faster than in MKL; measured
 HAS_MKL = torch.backends.mkl.is_available()  # a constant, which torch.compile can read
 
 
 class PointwiseConv2d(nn.Conv2d):
     """``nn.Conv2d`` with a 1x1 kernel that trains by matrix products where those are faster.
 
-    That is on channels-last maps in float32 on a CPU: all three passes with AMX, and elsewhere the
+    That is on channels-last maps in float32 on a CPU: all three passes by products
+    of our own where processors offer more than a library uses (``ops.matmul``), and elsewhere the
     weight gradient, in MKL. (The other two gain little in MKL, and fragment memory.) Otherwise, and
     without gradients, it is ``nn.Conv2d``. State dict and attributes are always the same.
 
@@ -44,7 +45,7 @@ class _Pointwise(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not _by_amx(input, weight):
+        if not _is_native(input, weight):
             return F.conv2d(input, weight, bias)
         output = _image(matmul(_pixels(input), weight.flatten(1).T), input)
         return output if bias is None else output.add_(bias[:, None, None])
@@ -58,14 +59,14 @@ class _Pointwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         input, weight = ctx.saved_tensors
         to_input = to_weight = to_bias = None
-        by_amx = not torch.is_grad_enabled() and _by_amx(input, weight, grad)
+        native = not torch.is_grad_enabled() and _is_native(input, weight, grad)
         if ctx.needs_input_grad[1]:
-            product = matmul if by_amx and len(weight) >= _FEWEST_ROWS else torch.matmul
+            product = matmul if native and len(weight) >= _FEWEST_ROWS else torch.matmul
             to_weight = product(_pixels(grad).T, _pixels(input)).reshape(weight.shape)
         if ctx.needs_input_grad[2]:
             to_bias = grad.sum((0, 2, 3))
         if ctx.needs_input_grad[0]:
-            if by_amx:
+            if native:
                 to_input = _image(matmul(_pixels(grad), weight.flatten(1)), input)
             else:
                 to_input, _, _ = torch.ops.aten.convolution_backward(
@@ -74,10 +75,10 @@ class _Pointwise(torch.autograd.Function):
         return to_input, to_weight, to_bias
 
 
-def _by_amx(input: Tensor, weight: Tensor, *others: Tensor) -> bool:
-    """Whether the passes of this convolution run by AMX."""
+def _is_native(input: Tensor, weight: Tensor, *others: Tensor) -> bool:
+    """Whether the passes of this convolution run by our own products."""
     outputs, inputs = weight.shape[:2]
-    return suits_amx(input, weight, *others) and amx_pays(
+    return suits_native(input, weight, *others) and native_pays(
         input.numel() // max(inputs, 1), outputs, inputs
     )
 

@@ -1,7 +1,11 @@
-"""Products of float32 matrices by AMX, for the 1x1 convolutions of a training step on a CPU.
+"""Products of float32 matrices for the 1x1 convolutions of a training step on a CPU, where they are
+faster than a library's.
 
-Each number is split into three of bfloat16, so the results are as exact as those of float32
-products; see csrc/bf16_parts.h. Other processors have nothing that a library lacks.
+With AMX each number is split into three of bfloat16, so the results are as exact as those of
+float32 products; see csrc/bf16_parts.h. AMD's processors with AVX-512 add beside their
+multiply-adds: one multiplies the sums of two pairs and makes two products; see
+csrc/channel_pairs.h. Rows of the left matrix and columns of the right one are scaled for that, and
+errors are up to three times those of a library.
 """
 
 from __future__ import annotations
@@ -13,29 +17,30 @@ from replknet.ops import _binary
 from replknet.ops.eager import is_ordinary, nothing_listens
 from replknet.ops.native import check
 
-# Measured: below, splitting costs as much as tiles save.
+# Measured: below, copying the matrices costs as much as the product saves.
 _FEWEST_MULTIPLY_ADDS, _SMALLEST_SIDE = 2**24, 128
+_INSTRUCTION_SETS = (b"amx", b"zen4")
 
 
-def suits_amx(*matrices: Tensor) -> bool:
+def suits_native(*matrices: Tensor) -> bool:
     """Whether ``matmul`` can multiply such tensors, and nobody is to see it."""
     return (
         not torch.compiler.is_compiling()
         and _binary.library is not None
-        and _binary.library.rk_isa() == b"amx"
+        and _binary.library.rk_isa() in _INSTRUCTION_SETS
         and nothing_listens()
         and all(is_ordinary(m) and m.is_cpu and m.dtype == torch.float32 for m in matrices)
     )
 
 
-def amx_pays(rows: int, columns: int, depth: int) -> bool:
-    """Whether a product of these sizes is faster by AMX than by a library."""
+def native_pays(rows: int, columns: int, depth: int) -> bool:
+    """Whether a product of these sizes is faster than a library's."""
     enough = rows * columns * depth >= _FEWEST_MULTIPLY_ADDS
     return enough and min(rows, columns, depth) >= _SMALLEST_SIDE
 
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:
-    """``left @ right`` for matrices that ``suits_amx``, each contiguous or the transpose of one.
+    """``left @ right`` for matrices that ``suits_native``, each contiguous or the transpose of one.
 
     Raises:
         ValueError: the sizes do not fit, or a matrix has other strides.

@@ -1,0 +1,120 @@
+// Products of float32 matrices by pairs (channel_pairs.h), for training, whose weights change with each step.
+//
+// A part of the depth at a time, both matrices are copied: rows of the left one and columns of the right one, each scaled
+// by a power of two to the size of one. Each element is a sum in the order of the depth, whatever the number of threads.
+#pragma once
+
+#include "channel_pairs.h"
+#include "matrix.h"
+
+namespace RK_ISA {
+namespace matmul {
+
+using namespace pointwise;
+
+constexpr int64_t kMostRows = 208;  // that a thread takes on: their copies stay in the second level cache
+
+// A part of the depth of the right matrix: the copy, packed as weights are, and what restores the size of its columns.
+struct Right {
+    float *packed, *scales;
+    float* of_group(int64_t group, int64_t depth) const { return packed + group * depth * kGroup; }
+};
+
+// `columns` of the group have something in them.
+static void copy_group(const rk_matrix& m, Span depth, int64_t group, int64_t columns, float* to) {
+    for (int64_t c = 0; c < kGroup; c += kLanes) {
+        const int64_t width = limited(columns - c);
+        float* const panel = to + c / kPanel * depth.size() * kPanel + c % kPanel;
+        if (!m.transposed) {
+            const float* from = m.data + depth.begin * m.stride + group * kGroup + c;
+            for (int64_t k = 0; k < depth.size(); k++, from += m.stride)
+                store(panel + k * kPanel, width ? load_some(from, int(width)) : Vec{});
+            continue;
+        }
+        for (int64_t k = 0; k < depth.size(); k += kLanes) {
+            Vec v[kLanes];
+            load_transposed(m.data + (group * kGroup + c) * m.stride + depth.begin + k, m.stride, width,
+                            limited(depth.size() - k), v);
+            for (int64_t i = 0; i < limited(depth.size() - k); i++) store(panel + (k + i) * kPanel, v[i]);
+        }
+    }
+}
+
+static void scale_columns(float* group, int64_t depth, float* scales) {
+    for (int64_t c = 0; c < kGroup; c += kLanes) {
+        float* const panel = group + c / kPanel * depth * kPanel + c % kPanel;
+        Vec squares = {}, largest = {};
+        for (int64_t k = 0; k < depth; k++) add_size(load(panel + k * kPanel), squares, largest);
+        Vec scale;
+        for (int lane = 0; lane < kLanes; lane++) {
+            scale[lane] = power_of_two(1 / size_of(squares[lane], largest[lane], depth));
+            scales[c + lane] = 1 / scale[lane];
+        }
+        for (int64_t k = 0; k < depth; k++) store(panel + k * kPanel, load(panel + k * kPanel) * scale);
+    }
+}
+
+// Some rows of the left matrix, a part of the depth.
+static void copy_rows(const rk_matrix& m, Span rows, Span depth, const PairedRows& to) {
+    if (!m.transposed) return scale_rows(m.data + rows.begin * m.stride + depth.begin, m.stride, depth.size(), 1, to);
+    for (int64_t k = 0; k < depth.size(); k += kLanes)
+        for (int64_t r = 0; r < rows.size(); r += kLanes) {
+            Vec v[kLanes];
+            load_transposed(m.data + (depth.begin + k) * m.stride + rows.begin + r, m.stride, limited(depth.size() - k),
+                            limited(rows.size() - r), v);
+            for (int64_t i = 0; i < limited(rows.size() - r); i++) store(to.at(k / kDepth, r + i) + k % kDepth, v[i]);
+        }
+    for (int64_t r = 0; r < rows.size(); r++)
+        scale_row(to.at(0, r), to.count * PairedRows::kStride, depth.size(), 1, to, r);
+}
+
+// Parts of the rows, the rows of one at most, and what the workspace holds: for each thread its rows and sums, then the right
+// matrix.
+struct Plan {
+    int64_t parts, depth, groups, own, floats;
+};
+static Plan plan_of(const MatrixProduct& c) {
+    const int64_t depth = smaller(c.depth, kScaled), groups = ceil_div(c.columns, kGroup);
+    const int64_t parts = ceil_div(ceil_div(c.rows, kMostRows), c.threads) * c.threads, rows = ceil_div(c.rows, parts);
+    const int64_t own = PairedRows::floats(rows, depth) + group_floats(rows);
+    return {parts, depth, groups, own, c.threads * own + groups * kGroup * (depth + 1)};
+}
+
+static size_t workspace_bytes(const MatrixProduct& c) { return plan_of(c).floats * sizeof(float); }
+
+static void run(const MatrixProduct& c, float* output, float* workspace) {
+    const Plan plan = plan_of(c);
+    float* const shared = workspace + c.threads * plan.own;
+    const Right right = {shared + plan.groups * kGroup, shared};
+#pragma omp parallel num_threads(c.threads)
+    for (int64_t i = 0; i < scaled_parts(c.depth); i++) {
+        const Span depth = scaled_part(c.depth, i);
+        float* const own = workspace + omp_get_thread_num() * plan.own;
+#pragma omp for schedule(static)
+        for (int64_t group = 0; group < plan.groups; group++) {
+            float* const packed = right.of_group(group, depth.size());
+            copy_group(*c.right, depth, group, c.columns - group * kGroup, packed);
+            scale_columns(packed, depth.size(), right.scales + group * kGroup);
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t turn = 0; turn < plan.parts; turn++) {
+            const Span rows = part(c.rows, plan.parts, turn);
+            const PairedRows left(own, rows.size(), depth.size());
+            copy_rows(*c.left, rows, depth, left);
+            Product p = {};
+            p.packed = right.packed;
+            p.column_scales = right.scales;
+            p.output = output + rows.begin * c.columns;
+            p.residual = i ? p.output : nullptr;
+            p.depth = p.weight_depth = depth.size();
+            p.columns = p.output_stride = c.columns;
+            float* const sums = own + PairedRows::floats(rows.size(), depth.size());
+            for (int64_t group = 0; group < plan.groups; group++)
+                multiply_group(p, {left, 0, {0, p.depth}}, {0, rows.size()}, group,
+                               weights_of(p, (group + 1) % plan.groups, {0, p.depth}), nullptr, sums);
+        }
+    }
+}
+
+}  // namespace matmul
+}  // namespace RK_ISA
