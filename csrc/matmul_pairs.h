@@ -1,7 +1,7 @@
 // Products of float32 matrices by pairs (channel_pairs.h), for training, whose weights change with each step.
 //
-// A part of the depth at a time, both matrices are copied: rows of the left one and columns of the right one, each scaled
-// by a power of two to the size of one. Each element is a sum in the order of the depth, whatever the number of threads.
+// Both matrices are copied, a part of the depth after the other: rows of the left one and columns of the right one, each
+// scaled by a power of two to the size of one. Each element is a sum in the order of the depth, whatever the number of threads.
 #pragma once
 
 #include "channel_pairs.h"
@@ -13,12 +13,6 @@ namespace matmul {
 using namespace pointwise;
 
 constexpr int64_t kMostRows = 208;  // that a thread takes on: their copies stay in the second level cache
-
-// A part of the depth of the right matrix: the copy, packed as weights are, and what restores the size of its columns.
-struct Right {
-    float *packed, *scales;
-    float* of_group(int64_t group, int64_t depth) const { return packed + group * depth * kGroup; }
-};
 
 // `columns` of the group have something in them.
 static void copy_group(const rk_matrix& m, Span depth, int64_t group, int64_t columns, float* to) {
@@ -68,50 +62,56 @@ static void copy_rows(const rk_matrix& m, Span rows, Span depth, const PairedRow
         scale_row(to.at(0, r), to.count * PairedRows::kStride, depth.size(), 1, to, r);
 }
 
-// Parts of the rows, the rows of one at most, and what the workspace holds: for each thread its rows and sums, then the right
-// matrix.
+// Parts of the rows, parts of the depth, groups of columns, and what the workspace holds: for each thread its rows and sums,
+// then the scales and the copy of the right matrix, a part of the depth after the other.
 struct Plan {
-    int64_t parts, depth, groups, own, floats;
+    int64_t parts, depths, groups, own, floats;
+    int64_t scales(int64_t depth, int64_t group) const { return (depth * groups + group) * kGroup; }
 };
 static Plan plan_of(const MatrixProduct& c) {
-    const int64_t depth = smaller(c.depth, kScaled), groups = ceil_div(c.columns, kGroup);
+    const int64_t depths = scaled_parts(c.depth), groups = ceil_div(c.columns, kGroup);
     const int64_t parts = ceil_div(ceil_div(c.rows, kMostRows), c.threads) * c.threads, rows = ceil_div(c.rows, parts);
-    const int64_t own = PairedRows::floats(rows, depth) + group_floats(rows);
-    return {parts, depth, groups, own, c.threads * own + groups * kGroup * (depth + 1)};
+    const int64_t own = PairedRows::floats(rows, smaller(c.depth, kScaled)) + group_floats(rows);
+    return {parts, depths, groups, own, c.threads * own + groups * kGroup * (c.depth + depths)};
 }
 
 static size_t workspace_bytes(const MatrixProduct& c) { return plan_of(c).floats * sizeof(float); }
 
 static void run(const MatrixProduct& c, float* output, float* workspace) {
     const Plan plan = plan_of(c);
-    float* const shared = workspace + c.threads * plan.own;
-    const Right right = {shared + plan.groups * kGroup, shared};
+    float* const scales = workspace + c.threads * plan.own;
+    float* const right = scales + plan.scales(plan.depths, 0);
+    const auto packed = [&](int64_t depth) { return right + depth * kScaled * plan.groups * kGroup; };
 #pragma omp parallel num_threads(c.threads)
-    for (int64_t i = 0; i < scaled_parts(c.depth); i++) {
-        const Span depth = scaled_part(c.depth, i);
+    {
         float* const own = workspace + omp_get_thread_num() * plan.own;
-#pragma omp for schedule(static)
-        for (int64_t group = 0; group < plan.groups; group++) {
-            float* const packed = right.of_group(group, depth.size());
-            copy_group(*c.right, depth, group, c.columns - group * kGroup, packed);
-            scale_columns(packed, depth.size(), right.scales + group * kGroup);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < plan.depths * plan.groups; i++) {
+            const Span depth = scaled_part(c.depth, i / plan.groups);
+            const int64_t group = i % plan.groups;
+            float* const to = packed(i / plan.groups) + group * kGroup * depth.size();
+            copy_group(*c.right, depth, group, c.columns - group * kGroup, to);
+            scale_columns(to, depth.size(), scales + plan.scales(i / plan.groups, group));
         }
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t turn = 0; turn < plan.parts; turn++) {
-            const Span rows = part(c.rows, plan.parts, turn);
-            const PairedRows left(own, rows.size(), depth.size());
-            copy_rows(*c.left, rows, depth, left);
-            Product p = {};
-            p.packed = right.packed;
-            p.column_scales = right.scales;
-            p.output = output + rows.begin * c.columns;
-            p.residual = i ? p.output : nullptr;
-            p.depth = p.weight_depth = depth.size();
-            p.columns = p.output_stride = c.columns;
-            float* const sums = own + PairedRows::floats(rows.size(), depth.size());
-            for (int64_t group = 0; group < plan.groups; group++)
-                multiply_group(p, {left, 0, {0, p.depth}}, {0, rows.size()}, group,
-                               weights_of(p, (group + 1) % plan.groups, {0, p.depth}), nullptr, sums);
+        for (int64_t i = 0; i < plan.parts; i++) {
+            const Span rows = part(c.rows, plan.parts, i);
+            for (int64_t d = 0; d < plan.depths; d++) {
+                const Span depth = scaled_part(c.depth, d);
+                const PairedRows left(own, rows.size(), depth.size());
+                copy_rows(*c.left, rows, depth, left);
+                Product p = {};
+                p.packed = packed(d);
+                p.column_scales = scales + plan.scales(d, 0);
+                p.output = output + rows.begin * c.columns;
+                p.residual = d ? p.output : nullptr;
+                p.depth = p.weight_depth = depth.size();
+                p.columns = p.output_stride = c.columns;
+                float* const sums = own + PairedRows::floats(rows.size(), depth.size());
+                for (int64_t group = 0; group < plan.groups; group++)
+                    multiply_group(p, {left, 0, {0, p.depth}}, {0, rows.size()}, group,
+                                   weights_of(p, (group + 1) % plan.groups, {0, p.depth}), nullptr, sums);
+            }
         }
     }
 }
