@@ -7,8 +7,9 @@
 // units busy: three products for two multiply-adds and two additions. What pairs add of pixels alone and of weights alone
 // is known before; sums start from its opposite. Every second pair is (w1 - x0) (w0 - x1), subtracted, lest it grows.
 //
-// Rounding errors are relative to the larger of the two kinds of factors. So kScaled channels of a row of pixels at a time
-// are scaled, by a power of two, to the size of the weights. Sums of so many channels are added up in order, whatever the
+// Rounding errors are relative to the larger of the two kinds of factors. So weights come divided by the sizes of their input
+// channel, which the pixels are multiplied by, and of their output channel, and kScaled channels of a row of pixels at a time
+// are divided by theirs; all of them powers of two. Sums of so many channels are added up in order, whatever the
 // number of rows and threads.
 #pragma once
 
@@ -107,53 +108,51 @@ static RK_INLINE float size_of(float squares, float largest, int64_t count) {
     return mean > 1e-30f && mean < 1e30f ? sqrtf(mean) : largest;
 }
 
-// Fills in a row, of whose pixels each block of channels is `apart` from the one before; they may be where they belong.
-static void scale_row(const float* pixels, int64_t apart, int64_t depth, float weight_size, const PairedRows& rows,
+// Fills in a row, of whose pixels each block of channels is `apart` from the one before; they may be where they belong. `sizes`,
+// of the channels' weights, may be null.
+static void scale_row(const float* pixels, int64_t apart, int64_t depth, const float* sizes, const PairedRows& rows,
                       int64_t row) {
     for (int64_t i = 0; i < scaled_parts(depth); i++) {
         const Span part = scaled_part(depth, i);
-        const auto each_block = [&](auto use) {
-            for (int64_t k = part.begin; k < part.end; k += kDepth) use(k / kDepth, smaller(kDepth, part.end - k));
+        const auto each_vector = [&](auto use) {
+            for (int64_t k = part.begin; k < part.end; k += kDepth)
+                for_each_vector(pixels + k / kDepth * apart, smaller(kDepth, part.end - k), [&](int64_t c, Vec v) {
+                    if (sizes) v *= load_some(sizes + k + c, int(smaller(kLanes, part.end - k - c)));
+                    use(rows.at(k / kDepth, row) + c, v);
+                });
         };
-        Vec squares = {}, largest = {};
-        each_block([&](int64_t block, int64_t channels) {
-            for_each_vector(pixels + block * apart, channels, [&](int64_t, Vec v) { add_size(v, squares, largest); });
-        });
-        const float size = size_of(total(squares), most(largest), part.size());
-        const float scale = power_of_two(weight_size / size);
-        Vec pairs = {};
-        each_block([&](int64_t block, int64_t channels) {
-            float* const to = rows.at(block, row);
-            for_each_vector(pixels + block * apart, channels, [&](int64_t c, Vec v) { store(to + c, v * scale); });
-            for_each_vector(to, paired_channels(channels), [&](int64_t, Vec v) { pairs = add_pairs(pairs, v); });
-        });
+        Vec squares = {}, largest = {}, pairs = {};
+        each_vector([&](float*, Vec v) { add_size(v, squares, largest); });
+        const float scale = power_of_two(1 / size_of(total(squares), most(largest), part.size()));
+        each_vector([&](float* to, Vec v) { store(to, v * scale); });
+        for (int64_t k = part.begin; k < part.end; k += kDepth)
+            for_each_vector(rows.at(k / kDepth, row), paired_channels(smaller(kDepth, part.end - k)),
+                            [&](int64_t, Vec v) { pairs = add_pairs(pairs, v); });
         rows.scales[i * rows.count + row] = 1 / scale;
         rows.corrections[i * rows.count + row] = total(pairs);
     }
 }
 
 // Fills in all rows from some that are `stride` apart.
-static void scale_rows(const float* pixels, int64_t stride, int64_t depth, float weight_size, const PairedRows& rows) {
+static void scale_rows(const float* pixels, int64_t stride, int64_t depth, const float* sizes, const PairedRows& rows) {
     for (int64_t r = 0; r < rows.count; r++, pixels += stride) {
         if (r + kRowsAhead < rows.count)
             for (int64_t k = 0; k < depth; k += kLine) __builtin_prefetch(pixels + kRowsAhead * stride + k);
-        scale_row(pixels, kDepth, depth, weight_size, rows, r);
+        scale_row(pixels, kDepth, depth, sizes, rows, r);
     }
 }
 
-// The opposite of what the pairs of some input channels add of the weights alone.
-static void column_corrections(const Product& p, Span channels, int64_t column, float* corrections) {
-    Vec sum[kVectors] = {};
-    for (int64_t begin = channels.begin; begin < channels.end; begin += kDepth) {
-        const Weights weights = weights_at(p, begin, column);
-        for (int64_t k = 0; k < paired_channels(smaller(kDepth, channels.end - begin)); k += 4)
-#pragma GCC unroll 4
-            for (int v = 0; v < kVectors; v++) {
-                const float* w = weights.data + k * kPanel + v * kLanes % kPanel + v * kLanes / kPanel * weights.apart;
-                sum[v] += load(w + 2 * kPanel) * load(w + 3 * kPanel) - load(w) * load(w + kPanel);
-            }
+// Subtracts from `corrections` what the pairs of at most kDepth input channels add of the weights of a group alone.
+static void subtract_pairs(const Product& p, Span channels, int64_t group, float* corrections) {
+    const Weights weights = weights_at(p, channels.begin, group * kGroup);
+    const int64_t paired = paired_channels(channels.size());
+    for (int64_t c = 0; c < kGroup; c += kLanes) {
+        const float* w = weights.data + c / kPanel * weights.apart + c % kPanel;
+        Vec sum = load(corrections + c);
+        for (int64_t k = 0; k < paired; k += 4, w += 4 * kPanel)
+            sum += load(w + 2 * kPanel) * load(w + 3 * kPanel) - load(w) * load(w + kPanel);
+        store(corrections + c, sum);
     }
-    for (int v = 0; v < kVectors; v++) store(corrections + v * kLanes, sum[v]);
 }
 
 // Weights that a thread will read next, of some input channels by a group of output channels.
@@ -261,66 +260,66 @@ static RK_INLINE void multiply_rows_in_pairs(int64_t rows, const float* pixels, 
         multiply_rows_in_pairs<kRows - 1>(rows, pixels, weights, depth, start, block, next);
 }
 
-// Floats of the sums of a group, in blocks of kPairRows rows by kTileColumns channels.
+// Floats of the results of a group, in blocks of kPairRows rows by kTileColumns channels.
 static RK_INLINE int64_t group_floats(int64_t rows) { return kGroup * ceil_div(rows, kPairRows) * kPairRows; }
 
 // Where the input channels of a product are, that are scaled together.
 struct ScaledPart {
     const PairedRows& rows;
-    int64_t index;   // within `rows`
-    Span channels;   // within the product
+    int64_t index;  // within `rows`
+    Span channels;  // within the product
     bool is_last(const Product& p) const { return channels.end == p.depth; }
+    const float* block(int64_t block, int64_t row) const { return rows.at(index * (kScaled / kDepth) + block, row); }
+    Vec restored(int64_t row, Vec sum) const {
+        return (sum - rows.corrections[index * rows.count + row]) * rows.scales[index * rows.count + row];
+    }
 };
 
 // Adds what a part of the input channels makes for some rows and a group of channels to `totals`, or finishes the product with
 // the last part, before the thread goes on to `next`. `totals` and `sums` hold group_floats(rows).
-static void multiply_group(const Product& p, const ScaledPart& part_of_depth, Span rows, int64_t group,
-                           const NextWeights& next, float* totals, float* sums) {
-    const PairedRows& pixels = part_of_depth.rows;
-    const Span channels = part_of_depth.channels;
-    const float* const scales = pixels.scales + part_of_depth.index * pixels.count;
-    const float* const row_corrections = pixels.corrections + part_of_depth.index * pixels.count;
+static void multiply_group(const Product& p, const ScaledPart& pixels, Span rows, int64_t group, const NextWeights& next,
+                           float* totals, float* sums) {
+    alignas(64) static const float zeros[kTileColumns] = {};
+    alignas(64) float corrections[kGroup] = {};
     const int64_t first = group * kGroup, last = smaller(first + kGroup, p.columns);
     const int64_t strips = ceil_div(last - first, kTileColumns), tiles = ceil_div(rows.size(), kPairRows);
-    const int64_t blocks = ceil_div(channels.size(), kDepth), calls = blocks * tiles * strips;
-    alignas(64) float corrections[kGroup];
-    for (int64_t s = 0; s < strips; s++)
-        column_corrections(p, channels, first + s * kTileColumns, corrections + s * kTileColumns);
+    const int64_t blocks = ceil_div(pixels.channels.size(), kDepth), calls = blocks * tiles * strips;
     int64_t call = 0;
-    for (int64_t b = 0; b < blocks; b++)
+    for (int64_t b = 0; b < blocks; b++) {
+        const int64_t begin = pixels.channels.begin + b * kDepth;
+        const Span channels = {begin, smaller(begin + kDepth, pixels.channels.end)};
+        subtract_pairs(p, channels, group, corrections);
         for (int64_t t = 0; t < tiles; t++) {
             const Span part_of_rows = part(rows.size(), tiles, t);
             const Span tile = {rows.begin + part_of_rows.begin, rows.begin + part_of_rows.end};
             for (int64_t s = 0; s < strips; s++, call++) {
-                const int64_t column = first + s * kTileColumns, at = (t * kGroup + s * kTileColumns) * kPairRows;
+                const int64_t strip = s * kTileColumns, column = first + strip, at = (t * kGroup + strip) * kPairRows;
                 float *const block = sums + at, *const total = totals + at;
-                const Start start = b ? Start{block, kTileColumns} : Start{corrections + s * kTileColumns, 0};
-                const bool finishes = b + 1 == blocks && part_of_depth.is_last(p);
+                const Start start = b ? Start{block, kTileColumns} : Start{zeros, 0};
+                const bool finishes = b + 1 == blocks && pixels.is_last(p);
                 if (finishes) fetch_output(p, tile, column);
-                multiply_rows_in_pairs(tile.size(), pixels.at(part_of_depth.index * (kScaled / kDepth) + b, tile.begin),
-                                       weights_at(p, channels.begin + b * kDepth, column),
-                                       smaller(kDepth, channels.size() - b * kDepth), start, block,
+                multiply_rows_in_pairs(tile.size(), pixels.block(b, tile.begin),
+                                       weights_at(p, begin, column), channels.size(), start, block,
                                        next.some(part(next.channels, calls, call)));
                 if (b + 1 < blocks) continue;
-                const auto restored = [&](int64_t row, int64_t c, Vec sum) {
-                    Vec product = (sum - row_corrections[row]) * scales[row];
-                    if (p.column_scales) product *= load(p.column_scales + c);
-                    const float* const before = total + (row - tile.begin) * kTileColumns + c - column;
-                    return channels.begin ? load(before) + product : product;
+                const auto product = [&](int64_t row, int64_t c, Vec sum) {
+                    Vec v = pixels.restored(row, sum + load(corrections + c - first));
+                    if (p.output_sizes) v *= load(p.output_sizes + c);
+                    return pixels.channels.begin ? v + load(total + (row - tile.begin) * kTileColumns + c - column) : v;
                 };
                 if (finishes) {
-                    finish(p, block, tile, column,
-                           [&](int64_t row, int64_t c, Vec sum) {
-                               const Vec product = restored(row, c, sum);
-                               return p.bias ? product + load(p.bias + c) : product;
-                           });
+                    finish(p, block, tile, column, [&](int64_t row, int64_t c, Vec sum) {
+                        const Vec v = product(row, c, sum);
+                        return p.bias ? v + load(p.bias + c) : v;
+                    });
                     continue;
                 }
                 for (int64_t row = tile.begin, i = 0; row < tile.end; row++)
                     for (int64_t c = 0; c < kTileColumns; c += kLanes, i += kLanes)
-                        store(total + i, restored(row, column + c, load(block + i)));
+                        store(total + i, product(row, column + c, load(block + i)));
             }
         }
+    }
 }
 
 }  // namespace pointwise

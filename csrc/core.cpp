@@ -48,6 +48,15 @@ struct Candidate {
 #endif
 }
 
+// Whether vectors are added in other units than those of multiply-adds.
+[[maybe_unused]] bool adds_beside() {
+#ifdef RK_HAVE_ZEN4
+    return __builtin_cpu_is("amd");
+#else
+    return false;
+#endif
+}
+
 [[maybe_unused]] bool has_avx2() {
 #ifdef RK_HAVE_AVX2
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -75,10 +84,13 @@ const Candidate* candidates(int* count) {
         {&rk_kernels_amx, has_amx()},
 #endif
 #ifdef RK_HAVE_ZEN4
-        {&rk_kernels_zen4, has_avx512() && __builtin_cpu_is("amd")},
+        {&rk_kernels_zen4, has_avx512() && adds_beside()},
 #endif
 #ifdef RK_HAVE_AVX512
         {&rk_kernels_avx512, has_avx512()},
+#endif
+#ifdef RK_HAVE_ZEN4
+        {&rk_kernels_zen4, has_avx512() && !adds_beside()},
 #endif
 #ifdef RK_HAVE_AVX2
         {&rk_kernels_avx2, has_avx2()},

@@ -50,7 +50,7 @@ static void scale_columns(float* group, int64_t depth, float* scales) {
 
 // Some rows of the left matrix, a part of the depth.
 static void copy_rows(const rk_matrix& m, Span rows, Span depth, const PairedRows& to) {
-    if (!m.transposed) return scale_rows(m.data + rows.begin * m.stride + depth.begin, m.stride, depth.size(), 1, to);
+    if (!m.transposed) return scale_rows(m.data + rows.begin * m.stride + depth.begin, m.stride, depth.size(), nullptr, to);
     for (int64_t k = 0; k < depth.size(); k += kLanes)
         for (int64_t r = 0; r < rows.size(); r += kLanes) {
             Vec v[kLanes];
@@ -59,7 +59,7 @@ static void copy_rows(const rk_matrix& m, Span rows, Span depth, const PairedRow
             for (int64_t i = 0; i < limited(rows.size() - r); i++) store(to.at(k / kDepth, r + i) + k % kDepth, v[i]);
         }
     for (int64_t r = 0; r < rows.size(); r++)
-        scale_row(to.at(0, r), to.count * PairedRows::kStride, depth.size(), 1, to, r);
+        scale_row(to.at(0, r), to.count * PairedRows::kStride, depth.size(), nullptr, to, r);
 }
 
 // Parts of the rows, parts of the depth, groups of columns, and what the workspace holds: for each thread its rows and sums,
@@ -102,7 +102,7 @@ static void run(const MatrixProduct& c, float* output, float* workspace) {
                 copy_rows(*c.left, rows, depth, left);
                 Product p = {};
                 p.packed = packed(d);
-                p.column_scales = scales + plan.scales(d, 0);
+                p.output_sizes = scales + plan.scales(d, 0);
                 p.output = output + rows.begin * c.columns;
                 p.residual = d ? p.output : nullptr;
                 p.depth = p.weight_depth = depth.size();

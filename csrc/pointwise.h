@@ -27,8 +27,8 @@ static Product product(const rk_layer& layer, int64_t rows, const float* input, 
             layer.out_channels,
             layer.in_channels,
             layer.activation,
-            layer.weight_size,
-            nullptr};
+            layer.input_sizes,
+            layer.output_sizes};
 }
 
 // A way to compute one product, or two of which the second reads what the first writes.
@@ -41,9 +41,10 @@ struct Method {
 // had better take some rows through all layers, as the rows outweigh the weights.
 static Method method_of(const Products& c) {
     const rk_layer &first = *c.first, &last = c.second ? *c.second : first;
+    const bool divided = first.input_sizes || last.input_sizes;
     const bool by_rows = c.images * c.pixels > first.in_channels + last.out_channels;
 #ifdef RK_AMX
-    if (amx_pays(first, c.pixels) && amx_pays(last, c.pixels))
+    if (!divided && amx_pays(first, c.pixels) && amx_pays(last, c.pixels))
         return by_rows ? Method{amx_by_rows_floats, amx_by_rows} : Method{amx_by_layers_floats, amx_by_layers};
 #endif
 #ifdef RK_PAIRS
@@ -51,7 +52,7 @@ static Method method_of(const Products& c) {
         return pairs_by_rows_pay(c.images * c.pixels, c.threads) ? Method{pairs_by_rows_floats, pairs_by_rows}
                                                                  : Method{pairs_by_layers_floats, pairs_by_layers};
 #endif
-    if (strassen_pays(first, c.pixels) && strassen_pays(last, c.pixels))
+    if (!divided && strassen_pays(first, c.pixels) && strassen_pays(last, c.pixels))
         return strassen_by_rows_pays(c.images * c.pixels, c.threads)
                    ? Method{strassen_by_rows_floats, strassen_by_rows}
                    : Method{strassen_by_layers_floats, strassen_by_layers};

@@ -9,17 +9,16 @@ namespace pointwise {
 constexpr int64_t kOwnFloats = 768 * 1024 / 4;  // of a thread's rows, in the second level cache
 constexpr int64_t kEnoughRows = 2 * kPairRows;  // for a thread to read all weights by itself
 
-// Whether it is faster, for maps of so many pixels, and the products are normal numbers. Nothing else decides, lest results
-// depend on the batch.
+// Whether it is faster, for maps of so many pixels. Nothing else decides, lest results depend on the batch.
 static bool pairs_pay(const rk_layer& layer, int64_t pixels) {
-    return pixels >= 40 && layer.in_channels >= 64 && layer.weight_size > 1e-12f && layer.weight_size < 1e12f;
+    return pixels >= 40 && layer.input_sizes;
 }
 
 static bool pairs_by_rows_pay(int64_t rows, int threads) { return rows >= kEnoughRows * threads; }
 
 static PairedRows paired_rows(const Product& p, int64_t rows, float* memory) {
     const PairedRows paired(memory, rows, p.depth);
-    scale_rows(p.input, p.input_stride, p.depth, p.weight_size, paired);
+    scale_rows(p.input, p.input_stride, p.depth, p.input_sizes, paired);
     return paired;
 }
 
@@ -46,6 +45,7 @@ static void multiply_groups(const Product& p, const PairedRows& pixels, const Ne
 static Product columns_of(Product p, Span columns, float* output, int64_t stride) {
     p.packed += columns.begin * p.weight_depth;
     p.bias += columns.begin;
+    p.output_sizes += columns.begin;
     p.columns = columns.size();
     p.output = output;
     p.output_stride = stride;
@@ -88,7 +88,7 @@ static void multiply_both(const Product& first, const Product& second, const Pai
                             own);
         }
         for (int64_t r = 0; r < rows; r++)
-            scale_row(hidden.at(0, r), rows * PairedRows::kStride, part.size(), second.weight_size, hidden, r);
+            scale_row(hidden.at(0, r), rows * PairedRows::kStride, part.size(), second.input_sizes + part.begin, hidden, r);
         const int64_t after = i + 1 < parts ? part.end / kGroup : 0;
         for (int64_t group = 0; group < groups(second); group++)
             multiply_group(second, {hidden, 0, part}, {0, rows}, group,
@@ -121,7 +121,7 @@ static void share_groups(const Product& p, int64_t rows, const Product& then, in
     const PairedRows pixels(shared, rows, p.depth);
     const int64_t tiles = ceil_div(rows, kPairRows), parts = smaller(tiles, ceil_div(4 * threads, groups(p)));
 #pragma omp for
-    for (int64_t r = 0; r < rows; r++) scale_row(p.input + r * p.input_stride, kDepth, p.depth, p.weight_size, pixels, r);
+    for (int64_t r = 0; r < rows; r++) scale_row(p.input + r * p.input_stride, kDepth, p.depth, p.input_sizes, pixels, r);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < groups(p) * parts; i++) {
         const int64_t next = (i + threads) / parts;

@@ -35,6 +35,14 @@ static RK_INLINE bool rows_collide(const Product& p) {
     return p.depth > 512 && p.input_stride * sizeof(float) % 2048 == 0;
 }
 
+// Whether rows are copied before they are multiplied: also to multiply them by what their weights have been divided by.
+static RK_INLINE bool copies_rows(const Product& p) { return rows_collide(p) || p.input_sizes; }
+
+static void copy_row(const float* row, const Product& p, float* to) {
+    if (!p.input_sizes) memcpy(to, row, p.depth * sizeof(float));
+    for (int64_t k = 0; p.input_sizes && k < p.depth; k++) to[k] = row[k] * p.input_sizes[k];
+}
+
 static RK_INLINE int64_t cached_rows(int64_t depth) {
     const int64_t tiles = kCachedFloats / (depth * kTileRows);
     return (tiles > 1 ? tiles : 1) * kTileRows;
@@ -62,6 +70,10 @@ static void compute_group(const Product& p, const Rows& rows, int64_t group, boo
     const int64_t first = group * kGroup, last = smaller(first + kGroup, p.columns);
     const int64_t strips = ceil_div(last - first, kTileColumns);
     const int64_t tiles = ceil_div(rows.count, kTileRows), blocks = depth_blocks(p.depth);
+    alignas(64) static const float zeros[kTileColumns] = {};
+    const auto value = [&](int64_t, int64_t channel, Vec sum) {
+        return p.output_sizes ? sum * load(p.output_sizes + channel) + load(p.bias + channel) : sum;
+    };
     for (int64_t b = 0; b < blocks; b++) {
         const Span depth = depth_block(p.depth, b);
         for (int64_t t = 0; t < tiles; t++) {
@@ -72,13 +84,13 @@ static void compute_group(const Product& p, const Rows& rows, int64_t group, boo
             for (int64_t s = 0; s < strips; s++) {
                 const int64_t column = first + s * kTileColumns;
                 float* block = blocks > 1 ? sums + (t * kGroup + s * kTileColumns) * kTileRows : sums;
-                const Start start = b ? Start{block, kTileColumns} : Start{p.bias + column, 0};
+                const Start start = b ? Start{block, kTileColumns} : Start{p.output_sizes ? zeros : p.bias + column, 0};
                 const bool fetch = fetch_rows && b == 0 && s == 0;
                 fetch_share(upcoming.weights, upcoming.lines, (b * tiles + t) * strips + s, blocks * tiles * strips);
                 if (b + 1 == blocks) fetch_output(p, written, column);
                 multiply_rows(tile.size(), pixels, weights_at(p, depth.begin, column), depth.size(), start, block,
                               fetch ? rows.pixels.data + tile.end * stride : nullptr);
-                if (b + 1 == blocks) finish(p, block, written, column, [](int64_t, int64_t, Vec sum) { return sum; });
+                if (b + 1 == blocks) finish(p, block, written, column, value);
             }
         }
     }
@@ -89,7 +101,7 @@ static RK_INLINE int64_t sum_floats(int64_t depth) {
     return kGroup * (depth_blocks(depth) > 1 ? cached_rows(depth) : kTileRows);
 }
 static RK_INLINE int64_t own_floats(const Product& p) {
-    return sum_floats(p.depth) + (rows_collide(p) ? cached_rows(p.depth) * padded(p.depth) : 0);
+    return sum_floats(p.depth) + (copies_rows(p) ? cached_rows(p.depth) * padded(p.depth) : 0);
 }
 
 // The product of some rows with some groups, on the calling thread, before it goes on to `then`. `own` holds
@@ -100,16 +112,15 @@ static void compute(const Product& p, Span rows, Span groups, Upcoming then, flo
         const Span span = part(rows.size(), blocks, b);
         const int64_t first = rows.begin + span.begin, count = span.size();
         Rows block{{p.input + first * p.input_stride, p.input_stride}, first, count};
-        if (rows_collide(p)) {
+        if (copies_rows(p)) {
             float* copy = own + sum_floats(p.depth);
-            for (int64_t r = 0; r < count; r++)
-                memcpy(copy + r * padded(p.depth), block.pixels.data + r * p.input_stride, p.depth * sizeof(float));
+            for (int64_t r = 0; r < count; r++) copy_row(block.pixels.data + r * p.input_stride, p, copy + r * padded(p.depth));
             block.pixels = {copy, padded(p.depth)};
         }
         for (int64_t group = groups.begin; group < groups.end; group++) {
             const bool last = group + 1 == groups.end, again = b + 1 < blocks;
             const Upcoming upcoming = last && !again ? then : group_of(p, last ? groups.begin : group + 1);
-            const bool fetch_rows = p.from_memory && group == groups.begin && !rows_collide(p);
+            const bool fetch_rows = p.from_memory && group == groups.begin && !copies_rows(p);
             compute_group(p, block, group, fetch_rows, upcoming, own);
         }
     }
@@ -122,7 +133,7 @@ static void compute_shared(const Product& p, const Product& next, int64_t rows, 
     const Upcoming then = group_of(next, smaller(omp_get_thread_num(), groups(next) - 1));
     if (p.columns > rows) {
         // Group by group, unless the rows are copied for each part.
-        const int64_t parts = rows_collide(p) ? smaller(all, 2 * threads) : all;
+        const int64_t parts = copies_rows(p) ? smaller(all, 2 * threads) : all;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < parts; i++) {
             const bool more = i + threads < parts;
@@ -150,12 +161,18 @@ static void one_by_rows(const Product& p, const Product*, int64_t rows, int thre
     compute_shared(p, p, rows, threads, workspace + omp_get_thread_num() * own_floats(p));
 }
 
+// The product that reads hidden channels from the workspace.
+static RK_INLINE Product from_workspace(Product second) {
+    second.input_stride = padded(second.depth);
+    return second;
+}
+
 // Rows that a thread takes through both layers at once, and its floats: for `compute`, and the hidden channels.
 struct PairBlock {
     int64_t rows, working, floats;
 };
 static PairBlock pair_block(const Product& first, const Product& second, int64_t rows, int threads) {
-    const int64_t working = larger(own_floats(first), sum_floats(second.depth));
+    const int64_t working = larger(own_floats(first), own_floats(from_workspace(second)));
     const int64_t share = ceil_div(ceil_div(rows, 4 * threads), kTileRows) * kTileRows;
     const int64_t block = smaller(cached_rows(second.depth), share);
     return {block, working, working + block * padded(second.depth)};
@@ -188,7 +205,7 @@ static void pair_by_rows(const Product& first, const Product* last, int64_t rows
 }
 
 static int64_t layer_floats(const Product& first, const Product& second) {
-    return larger(own_floats(first), sum_floats(second.depth));
+    return larger(own_floats(first), own_floats(from_workspace(second)));
 }
 static int64_t pair_by_layers_floats(const Product& first, const Product* second, int64_t rows, int threads) {
     return layer_floats(first, *second) * threads + rows * padded(second->depth);

@@ -35,8 +35,8 @@ struct Product {
     int64_t depth, columns;
     int64_t weight_depth;  // of the packed weight, of which the product may be a part
     int activation;
-    float weight_size;
-    const float* column_scales;  // that restore the size of the output channels, or null
+    const float* input_sizes;   // powers of two by which the weights of an input channel have been divided, or null
+    const float* output_sizes;  // and those of an output channel, or null
 };
 
 // The product of the rows from `row` on.

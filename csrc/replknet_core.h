@@ -63,13 +63,14 @@ enum { RK_PANEL = 16, RK_COLUMNS = 32 };
 
 /* One pointwise (1x1) convolution of float32 pixels. `weight` is packed: panels of RK_PANEL output channels, each
  * (in_channels, RK_PANEL); it and `bias` are filled up with zeros to a multiple of RK_COLUMNS output channels.
- * `weight_size` is about the root of the mean square of the weights, on which only rounding errors depend; 0 if unknown. */
+ * The sizes are powers of two by which the weights of an input and an output channel have been divided, for instruction sets
+ * that need factors of one size (zen4), or both NULL. `output_sizes` is filled up like the bias. */
 typedef struct rk_layer {
     const float* weight;
     const float* bias;
     int64_t in_channels, out_channels;
     int32_t activation;
-    float weight_size;
+    const float *input_sizes, *output_sizes;
 } rk_layer;
 
 /* output = activation(input @ weight + bias) + residual. The input is contiguous (images, pixels, in_channels); output

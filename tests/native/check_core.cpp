@@ -324,23 +324,33 @@ double norm_error() {
     return worst;
 }
 
-// act(x @ weight + bias): a pointwise layer with a packed weight, and what it computes.
+// act(x @ weight + bias): a pointwise layer with a packed weight, which may have been divided by the sizes of channels, and
+// what it computes.
 struct Layer {
     int64_t inputs, outputs, columns = (outputs + RK_COLUMNS - 1) / RK_COLUMNS * RK_COLUMNS;
     int activation;
-    Floats weight, bias;
+    Floats weight, bias, input_sizes, output_sizes;
+    bool divided = pick(0, 1);
 
     Layer(int64_t inputs, int64_t outputs, int activation)
         : inputs(inputs), outputs(outputs), activation(activation), weight(columns * inputs),
-          bias(columns) {}
-    rk_layer native() { return {weight.data(), bias.data(), inputs, outputs, activation}; }
+          bias(columns), input_sizes(inputs), output_sizes(columns) {
+        for (int64_t i = 0; i < inputs; i++) input_sizes.set(i, std::ldexp(1.0f, pick(-2, 2)));
+        for (int64_t o = 0; o < columns; o++) output_sizes.set(o, std::ldexp(1.0f, pick(-2, 2)));
+    }
+    rk_layer native() {
+        return {weight.data(), bias.data(), inputs, outputs, activation, divided ? input_sizes.data() : nullptr,
+                divided ? output_sizes.data() : nullptr};
+    }
+    double size(int64_t i, int64_t o) { return divided ? input_sizes.at(i) * output_sizes.at(o) : 1; }
     std::vector<double> operator()(const std::vector<double>& x) {
         std::vector<double> y;
         for (size_t row = 0; row < x.size() / inputs; row++)
             for (int64_t o = 0; o < outputs; o++) {
                 double z = bias.at(o);
                 for (int64_t i = 0; i < inputs; i++)
-                    z += x[row * inputs + i] * weight.at((o / RK_PANEL * inputs + i) * RK_PANEL + o % RK_PANEL);
+                    z += x[row * inputs + i] * size(i, o) *
+                         weight.at((o / RK_PANEL * inputs + i) * RK_PANEL + o % RK_PANEL);
                 const bool gelu = activation == RK_GELU, relu = activation == RK_RELU;
                 y.push_back(gelu ? z * std::erfc(-z / std::sqrt(2)) / 2 : relu ? std::max(z, 0.0) : z);
             }
@@ -349,7 +359,7 @@ struct Layer {
 };
 
 // Worst error, relative to the largest output, of one pointwise layer or of a pair; one in twenty so large that Strassen's
-// method or AMX computes it.
+// method, pairs or AMX compute it.
 double pointwise_error() {
     const bool large = pick(0, 19) == 0, is_pair = pick(0, 1), with_residual = pick(0, 1);
     const int64_t images = pick(1, 3), threads = pick(1, 3);
@@ -414,7 +424,8 @@ double matmul_error() {
     const rk_matrix a = {left.data(), left_transposed ? rows : depth, left_transposed};
     const rk_matrix b = {right.data(), right_transposed ? depth : columns, right_transposed};
     const int status = rk_matmul(&a, &b, rows, columns, depth, product.data(), pick(1, 3));
-    if (status) return status == RK_UNSUPPORTED && std::strcmp(rk_isa(), "amx") ? 0 : INFINITY;
+    const bool missing = std::strcmp(rk_isa(), "amx") && std::strcmp(rk_isa(), "zen4");
+    if (status) return status == RK_UNSUPPORTED && missing ? 0 : INFINITY;
     double worst = 0, largest = 0;
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < columns; c++) {

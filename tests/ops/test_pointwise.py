@@ -4,15 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from replknet.ops import _binary
-from replknet.ops.pointwise import (
-    Layer,
-    pack,
-    pointwise,
-    pointwise_pair,
-    unpack,
-    why_not_native,
-)
+from replknet.ops import _binary, native
+from replknet.ops.pointwise import pack, pointwise, pointwise_pair, why_not_native
 
 ACTIVATE = {"identity": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 ISAS = _binary.library.rk_available_isas().decode().split(",") if _binary.library else []
@@ -50,7 +43,7 @@ def randn(*size, seed=0):
 def layer(inputs, outputs, activation="identity", seed=0):
     weight, bias = randn(outputs, inputs, seed=seed) / inputs**0.5, randn(outputs, seed=seed + 1)
     exact = (weight.double(), bias.double(), ACTIVATE[activation])
-    return Layer(*pack(weight, bias), outputs, activation), exact
+    return pack(weight, bias, activation), exact
 
 
 def exactly(x, exact):
@@ -101,7 +94,7 @@ def test_what_is_not_needed_any_more_is_overwritten(isa, rows, width, hidden):
 
 def test_gelu_is_the_exact_one(isa):
     x = torch.linspace(-12, 12, 4801)[:, None]
-    identity = Layer(*pack(torch.ones(1, 1), None), 1, "gelu")
+    identity = pack(torch.ones(1, 1), None, "gelu")
     assert (pointwise(x, identity) - F.gelu(x.double())).abs().max() <= 2e-6
 
 
@@ -194,7 +187,7 @@ def test_pixels_of_every_magnitude_are_as_exact_as_in_float32(isa):
     def error(result):
         return ((result - exact).abs() / exact.abs().amax(1, keepdim=True)).max()
 
-    result = pointwise(x, Layer(*pack(weight, None), 512, "identity"))
+    result = pointwise(x, pack(weight, None))
     assert error(result) <= (2 if isa == "zen4" else 1) * error(
         F.conv2d(x, weight[..., None, None])
     )
@@ -233,12 +226,36 @@ def test_strided_rows(isa):
     assert_near(pointwise(x, product, randn(6, 10).T), exactly(x, exact) + randn(6, 10).T)
 
 
-def test_unpack():
-    weight = randn(45, 7)
-    packed, bias = pack(weight, None)
-    assert packed.shape == (4, 7, 16)
-    assert torch.equal(unpack(packed, 45), weight)
-    assert torch.equal(bias, torch.zeros(64))
+def test_layers_keep_their_matrix(isa):
+    weight = randn(45, 70) * 2.0 ** randn(70, seed=1).mul(9).round()
+    product = pack(weight, None)
+    assert product.weight.shape == (4, 70, 16)
+    assert torch.equal(product.matrix(), weight)
+    assert torch.equal(product.bias, torch.zeros(64))
+
+
+@pytest.mark.parametrize("isa", [i for i in ISAS if i in ("amx", "zen4")], indirect=True)
+def test_channels_of_every_size_are_as_exact_as_in_float32(isa):
+    """As norms leave them that were folded into weights; 2e-4 by pairs of what is not divided."""
+    size = randn(512, seed=4).mul(1.5).exp()
+    x, weight = randn(1, 512, 16, 16) * size[:, None, None], randn(512, 512, seed=2) / size
+    weight = weight * randn(512, 1, seed=5).mul(1.5).exp()
+    exact = F.conv2d(x.double(), weight.double()[..., None, None])
+    error = (pointwise(x, pack(weight, None)) - exact).abs().amax((0, 2, 3))
+    assert (error / exact.abs().amax((0, 2, 3))).max() <= 3e-6
+
+
+@pytest.mark.skipif("zen4" not in ISAS, reason="nothing multiplies by pairs of channels here")
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+def test_weights_divided_for_one_instruction_set_suit_all(isa):
+    with native.force_isa("zen4"):
+        (first, exact_first), (second, exact_second) = layer(512, 600, "gelu"), layer(600, 512)
+    assert first.input_sizes is not None
+    x = randn(2, 100, 512)
+    hidden = exactly(x, exact_first)
+    assert_near(pointwise(x, first), hidden)
+    assert_near(pointwise_pair(x, first, second, x), exactly(hidden, exact_second) + x)
+    assert_near(pointwise_pair(x[:, :7], first, second), exactly(hidden, exact_second)[:, :7])
 
 
 def test_why_not_native():

@@ -27,29 +27,40 @@ from replknet.ops.pointwise import (
 )
 from replknet.ops.prepared import Forward, pack_filters, prepare_forward, unpack_filters
 
+_BUFFERS = ("weight", "bias", "input_sizes", "output_sizes")
+
 
 class PackedProduct(nn.Module):
     """Weight and bias of one product, laid out for the kernel."""
 
     weight: Tensor
     bias: Tensor
+    input_sizes: Tensor | None
+    output_sizes: Tensor | None
 
     def __init__(
         self, matrix: Tensor, bias: Tensor | None, activation: Activation = "identity"
     ) -> None:
         super().__init__()
-        weight, packed_bias = pack(matrix, bias)
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", packed_bias)
+        layer = pack(matrix, bias, activation)
+        for name in _BUFFERS:
+            self.register_buffer(name, getattr(layer, name))
         self.out_channels, self.in_channels = matrix.shape
         self.activation: Activation = activation
         self._layer: Layer | None = None
 
     @property
     def layer(self) -> Layer:
-        weight, bias, kept = self.weight, self.bias, self._layer
-        if kept is None or kept.weight is not weight or kept.bias is not bias:
-            kept = self._layer = Layer(weight, bias, self.out_channels, self.activation)
+        kept = self._layer
+        if kept is None or any(getattr(kept, n) is not self._buffers[n] for n in _BUFFERS):
+            kept = self._layer = Layer(
+                self.weight,
+                self.bias,
+                self.out_channels,
+                self.activation,
+                self.input_sizes,
+                self.output_sizes,
+            )
         return kept
 
     def __getstate__(self) -> dict[str, Any]:

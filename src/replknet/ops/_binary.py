@@ -53,7 +53,8 @@ class LayerStruct(ctypes.Structure):
         ("in_channels", ctypes.c_int64),
         ("out_channels", ctypes.c_int64),
         ("activation", ctypes.c_int32),
-        ("weight_size", ctypes.c_float),
+        ("input_sizes", ctypes.c_void_p),
+        ("output_sizes", ctypes.c_void_p),
     ]
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, cast
 
 import torch
@@ -38,26 +37,33 @@ ACTIVATIONS: dict[Activation, int] = {
     "gelu": _binary.GELU,
 }
 PANEL, COLUMNS = _binary.PANEL, _binary.COLUMNS
+_FEWEST_IN_PAIRS = 64  # input channels of a layer that is faster by pairs of them
 
 
 @dataclass(frozen=True)
 class Layer:
-    """``activation(x @ weight.T + bias)``; ``weight`` and ``bias`` as ``pack`` returns them."""
+    """``activation(x @ matrix.T + bias)``, laid out for the native kernel by ``pack``."""
 
     weight: Tensor
+    """(panels, in, PANEL): the matrix, divided by the sizes if there are any."""
     bias: Tensor
     out_channels: int
     activation: Activation
-
-    @cached_property
-    def weight_size(self) -> float:
-        """The root of the mean square of the weights, on which only rounding errors depend."""
-        squares = self.weight.detach().square().sum() / (self.in_channels * self.out_channels)
-        return squares.sqrt().item()
+    input_sizes: Tensor | None = None
+    """(in,), powers of two."""
+    output_sizes: Tensor | None = None
+    """(panels * PANEL,), powers of two."""
 
     @property
     def in_channels(self) -> int:
         return self.weight.shape[1]
+
+    def matrix(self) -> Tensor:
+        """The (out, in) weight."""
+        matrix = self.weight.transpose(1, 2).flatten(0, 1)[: self.out_channels]
+        if self.input_sizes is None or self.output_sizes is None:
+            return matrix
+        return matrix * self.output_sizes[: self.out_channels, None] * self.input_sizes
 
     def struct(self) -> _binary.LayerStruct:
         """For one call: whoever shares memory with other processes moves tensors."""
@@ -67,25 +73,47 @@ class Layer:
             self.in_channels,
             self.out_channels,
             ACTIVATIONS[self.activation],
-            self.weight_size,
+            None if self.input_sizes is None else self.input_sizes.data_ptr(),
+            None if self.output_sizes is None else self.output_sizes.data_ptr(),
         )
 
 
-def pack(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def pack(matrix: Tensor, bias: Tensor | None, activation: Activation = "identity") -> Layer:
     """Lay out a weight (out, in) as (panels, in, PANEL), and its bias as (panels * PANEL,).
 
-    Both are filled up with zeros to a multiple of COLUMNS outputs; a missing bias is zero.
+    Both are filled up with zeros to a multiple of COLUMNS outputs; a missing bias is zero. For an
+    instruction set that multiplies by pairs of channels, weights are divided by the sizes of their
+    input and output channels.
     """
-    out_channels, in_channels = weight.shape
+    matrix = matrix.detach()
+    out_channels, in_channels = matrix.shape
     missing = -out_channels % COLUMNS
-    packed = F.pad(weight.detach(), (0, 0, 0, missing)).reshape(-1, PANEL, in_channels)
-    bias = weight.new_zeros(out_channels) if bias is None else bias.detach()
-    return packed.transpose(1, 2).contiguous(), F.pad(bias, (0, missing))
+    bias = matrix.new_zeros(out_channels) if bias is None else bias.detach()
+    sizes = None
+    if _multiplies_pairs() and in_channels >= _FEWEST_IN_PAIRS:
+        squares = matrix.square()
+        inputs = _power_of_two(squares.mean(0))
+        outputs = _power_of_two((squares / inputs.square()).mean(1))
+        matrix = matrix / (outputs[:, None] * inputs)
+        sizes = inputs, F.pad(outputs, (0, missing), value=1)
+    packed = F.pad(matrix, (0, 0, 0, missing)).reshape(-1, PANEL, in_channels)
+    return Layer(
+        packed.transpose(1, 2).contiguous(),
+        F.pad(bias, (0, missing)),
+        out_channels,
+        activation,
+        *(sizes or ()),
+    )
 
 
-def unpack(weight: Tensor, out_channels: int) -> Tensor:
-    """The (out, in) weight of a packed one."""
-    return weight.transpose(1, 2).flatten(0, 1)[:out_channels]
+def _multiplies_pairs() -> bool:
+    return _binary.library is not None and _binary.library.rk_isa() == b"zen4"
+
+
+def _power_of_two(mean_square: Tensor) -> Tensor:
+    """Next to the root; 1 for channels that have no weights."""
+    known = (mean_square > 0) & mean_square.isfinite()
+    return torch.where(known, mean_square, 1).log2().div(2).round().clamp(-60, 60).exp2()
 
 
 def why_not_native(x: Tensor, *tensors: Tensor | None) -> str:
@@ -209,7 +237,7 @@ def _run(
 
 
 def _plain(x: Tensor, layer: Layer, residual: Tensor | None) -> Tensor:
-    weight, bias = unpack(layer.weight, layer.out_channels), layer.bias[: layer.out_channels]
+    weight, bias = layer.matrix(), layer.bias[: layer.out_channels]
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     out = F.conv2d(x, weight[..., None, None], bias) if x.dim() == 4 else F.linear(x, weight, bias)
