@@ -1,5 +1,6 @@
 // The table of one instruction set: compiled once for each, with RK_ISA, RK_ISA_NAME and RK_LANES defined, RK_DEPTHWISE, the
-// instruction set whose depthwise algorithms it has, and RK_AMX where its products are those of tiles.
+// instruction set whose depthwise algorithms it has, and RK_AMX or RK_PAIRS where its products are those of tiles or by pairs
+// of channels.
 #include "kernels.h"
 
 #include "norm.h"

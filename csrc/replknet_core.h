@@ -106,8 +106,9 @@ typedef struct rk_matrix {
     int32_t transposed;
 } rk_matrix;
 
-/* product (rows, columns), contiguous, = left (rows, depth) @ right (depth, columns), as exact as sums of float32 products.
- * All sizes are at least 1. RK_UNSUPPORTED for instruction sets without AMX, on which this would be no faster than any library. */
+/* product (rows, columns), contiguous, = left (rows, depth) @ right (depth, columns), as exact as sums of float32 products, or
+ * for zen4 about that. All sizes are at least 1. RK_UNSUPPORTED for instruction sets on which this would be no faster than any
+ * library. */
 RK_API int rk_matmul(const rk_matrix* left, const rk_matrix* right, int64_t rows, int64_t columns, int64_t depth,
                      float* product, int threads);
 

@@ -11,6 +11,10 @@ other ways, also fixed:
 - With AMX, every number is split into three of bfloat16, 24 bits together, and the six largest of
   the nine products of parts are added up in float32: as exact as float32 itself (and more so than
   one long sum). An infinity, or a number above 3.38e38, makes a NaN.
+- On AMD's processors with AVX-512 (``zen4``), which add beside their multiply-adds, by pairs of
+  channels, from 64 input channels on: as exact as one long sum, since ``pack`` divides weights by
+  the sizes of their channels. Such a layer also runs on other instruction sets, but slower than
+  one packed there. A value that is not finite spoils its pixel.
 - Elsewhere by Strassen's method, an eighth fewer multiply-adds, on maps of an even number of
   pixels: errors are relative to the larger of two neighbouring pixels, and a value that is not
   finite spoils its neighbour's result too.
