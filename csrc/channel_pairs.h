@@ -5,7 +5,7 @@
 //
 // Of each block of channels two thirds are multiplied in such pairs and one third one by one, which keeps both kinds of
 // units busy: three products for two multiply-adds and two additions. What pairs add of pixels alone and of weights alone
-// is known before; sums start from its opposite. Every second pair is (w1 - x0) (w0 - x1), subtracted, lest it grows.
+// is subtracted in the end. Every second pair is (w1 - x0) (w0 - x1), subtracted, lest it grows.
 //
 // Rounding errors are relative to the larger of the two kinds of factors. So weights come divided by the sizes of their input
 // channel, which the pixels are multiplied by, and of their output channel, and kScaled channels of a row of pixels at a time
@@ -43,7 +43,7 @@ static RK_INLINE float total(Vec v) {
     return lanes[0];
 }
 
-static RK_INLINE float most(Vec v) {
+static RK_INLINE float largest_of(Vec v) {
     float lanes[kLanes];
     store(lanes, v);
     for (int half = kLanes / 2; half; half /= 2)
@@ -123,7 +123,7 @@ static void scale_row(const float* pixels, int64_t apart, int64_t depth, const f
         };
         Vec squares = {}, largest = {}, pairs = {};
         each_vector([&](float*, Vec v) { add_size(v, squares, largest); });
-        const float scale = power_of_two(1 / size_of(total(squares), most(largest), part.size()));
+        const float scale = power_of_two(1 / size_of(total(squares), largest_of(largest), part.size()));
         each_vector([&](float* to, Vec v) { store(to, v * scale); });
         for (int64_t k = part.begin; k < part.end; k += kDepth)
             for_each_vector(rows.at(k / kDepth, row), paired_channels(smaller(kDepth, part.end - k)),
