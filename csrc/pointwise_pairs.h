@@ -153,9 +153,9 @@ static void pairs_by_layers(const Product& first, const Product* second, int64_t
     {
         float* own = workspace + omp_get_thread_num() * at.own;
         if (second) {
-            Product up = first, down = *second;
+            Product up = first, down = from_workspace(*second);
             down.input = up.output = workspace + at.hidden;
-            down.input_stride = up.output_stride = padded(second->depth);
+            up.output_stride = down.input_stride;
             share_groups(up, rows, down, threads, shared, own);
             share_groups(down, rows, up, threads, shared, own);
         } else {

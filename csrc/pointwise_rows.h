@@ -39,8 +39,10 @@ static RK_INLINE bool rows_collide(const Product& p) {
 static RK_INLINE bool copies_rows(const Product& p) { return rows_collide(p) || p.input_sizes; }
 
 static void copy_row(const float* row, const Product& p, float* to) {
-    if (!p.input_sizes) memcpy(to, row, p.depth * sizeof(float));
-    for (int64_t k = 0; p.input_sizes && k < p.depth; k++) to[k] = row[k] * p.input_sizes[k];
+    if (!p.input_sizes)
+        memcpy(to, row, p.depth * sizeof(float));
+    else
+        for (int64_t k = 0; k < p.depth; k++) to[k] = row[k] * p.input_sizes[k];
 }
 
 static RK_INLINE int64_t cached_rows(int64_t depth) {
@@ -161,12 +163,6 @@ static void one_by_rows(const Product& p, const Product*, int64_t rows, int thre
     compute_shared(p, p, rows, threads, workspace + omp_get_thread_num() * own_floats(p));
 }
 
-// The product that reads hidden channels from the workspace.
-static RK_INLINE Product from_workspace(Product second) {
-    second.input_stride = padded(second.depth);
-    return second;
-}
-
 // Rows that a thread takes through both layers at once, and its floats: for `compute`, and the hidden channels.
 struct PairBlock {
     int64_t rows, working, floats;
@@ -189,9 +185,9 @@ static void pair_by_rows(const Product& first, const Product* last, int64_t rows
 #pragma omp parallel num_threads(threads)
     {
         float* mine = workspace + omp_get_thread_num() * block.floats;
-        Product up = first, down = second;
+        Product up = first, down = from_workspace(second);
         down.input = up.output = mine + block.working;
-        down.input_stride = up.output_stride = padded(second.depth);
+        up.output_stride = down.input_stride;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t begin = 0; begin < rows; begin += block.rows) {
             const int64_t count = smaller(block.rows, rows - begin);
@@ -213,11 +209,11 @@ static int64_t pair_by_layers_floats(const Product& first, const Product* second
 
 // One layer after the other: each thread reads all rows and its part of the weights.
 static void pair_by_layers(const Product& up, const Product* down, int64_t rows, int threads, float* workspace) {
-    Product first = up, second = *down;
+    Product first = up, second = from_workspace(*down);
     const int64_t own = layer_floats(first, second);
     first.output = workspace + own * threads;
     second.input = first.output;
-    first.output_stride = second.input_stride = padded(second.depth);
+    first.output_stride = second.input_stride;
 #pragma omp parallel num_threads(threads)
     {
         float* mine = workspace + omp_get_thread_num() * own;

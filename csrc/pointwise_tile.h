@@ -66,6 +66,12 @@ static RK_INLINE Span depth_block(int64_t depth, int64_t block) { return part(de
 // A stride of rows that spreads them over the cache: an odd number of its lines.
 static RK_INLINE int64_t padded(int64_t depth) { return (ceil_div(depth, kLine) | 1) * kLine; }
 
+// The product that reads hidden channels from the workspace.
+static RK_INLINE Product from_workspace(Product second) {
+    second.input_stride = padded(second.depth);
+    return second;
+}
+
 // Rows of pixels where they are read.
 struct Pixels {
     const float* data;
