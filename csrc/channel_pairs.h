@@ -219,20 +219,14 @@ static RK_INLINE void add_single(Vec (*sum)[kVectors], const Pointers& x, const 
         for (int v = 0; v < kVectors; v++) sum[row][v] += broadcast(x.at[v][row * PairedRows::kStride]) * w[v];
 }
 
-// block[kRows][kTileColumns] = start + pixels @ weights, over `depth` input channels. Meanwhile brings `next` into the
-// second level cache.
+// sum[kRows][kVectors] += a block of at most kDepth input channels. Meanwhile brings `next` into the second level cache.
 template <int kRows>
-static void multiply_in_pairs(const float* pixels, Weights weights, int64_t depth, Start start, float* block,
-                              const NextWeights& next) {
+static RK_INLINE void add_block(Vec (*sum)[kVectors], const float* pixels, Weights weights, int64_t depth,
+                                const NextWeights& next) {
     const int64_t paired = paired_channels(depth), apart = weights.apart;
     const int64_t fetched_a_step = paired ? ceil_div(next.channels, paired / 4) : 0;
     const float *w = weights.data, *single_w = w + paired * kPanel;
     Pointers x(pixels), single_x(pixels + paired);
-    Vec sum[kRows][kVectors];
-#pragma GCC unroll 16
-    for (int row = 0; row < kRows; row++)
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; v++) sum[row][v] = load(start.rows + row * start.stride + v * kLanes);
     for (int64_t k = 0, fetched = 0; k < paired; k += 4, w += 4 * kPanel, single_w += 2 * kPanel) {
         const int64_t until = smaller(fetched + fetched_a_step, next.channels);
         for (; fetched < until; fetched++) next.fetch(fetched);
@@ -245,22 +239,34 @@ static void multiply_in_pairs(const float* pixels, Weights weights, int64_t dept
     }
     for (int64_t k = paired / 2 * 3; k < depth; k++, single_w += kPanel, single_x.advance(1))
         add_single<kRows>(sum, single_x, single_w, apart);
+}
+
+// sums[kRows][kTileColumns] = pixels @ weights, over `depth` input channels, whose blocks of pixels are `apart`. Meanwhile
+// brings `next` into the second level cache.
+template <int kRows>
+static void multiply_in_pairs(const float* pixels, int64_t apart, Weights weights, int64_t depth, const NextWeights& next,
+                              float* sums) {
+    const int64_t blocks = ceil_div(depth, kDepth);
+    Vec sum[kRows][kVectors] = {};
+    for (int64_t b = 0; b < blocks; b++)
+        add_block<kRows>(sum, pixels + b * apart, {weights.data + b * kDepth * kPanel, weights.apart},
+                         smaller(kDepth, depth - b * kDepth), next.some(part(next.channels, blocks, b)));
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++)
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; v++) store(block + row * kTileColumns + v * kLanes, sum[row][v]);
+        for (int v = 0; v < kVectors; v++) store(sums + row * kTileColumns + v * kLanes, sum[row][v]);
 }
 
 template <int kRows = kPairRows>
-static RK_INLINE void multiply_rows_in_pairs(int64_t rows, const float* pixels, Weights weights, int64_t depth,
-                                             Start start, float* block, const NextWeights& next) {
+static RK_INLINE void multiply_rows_in_pairs(int64_t rows, const float* pixels, int64_t apart, Weights weights, int64_t depth,
+                                             const NextWeights& next, float* sums) {
     if (rows == kRows)
-        multiply_in_pairs<kRows>(pixels, weights, depth, start, block, next);
+        multiply_in_pairs<kRows>(pixels, apart, weights, depth, next, sums);
     else if constexpr (kRows > 1)
-        multiply_rows_in_pairs<kRows - 1>(rows, pixels, weights, depth, start, block, next);
+        multiply_rows_in_pairs<kRows - 1>(rows, pixels, apart, weights, depth, next, sums);
 }
 
-// Floats of the results of a group, in blocks of kPairRows rows by kTileColumns channels.
+// Floats of a group's results, in blocks of kPairRows rows by kTileColumns channels.
 static RK_INLINE int64_t group_floats(int64_t rows) { return kGroup * ceil_div(rows, kPairRows) * kPairRows; }
 
 // Where the input channels of a product are, that are scaled together.
@@ -276,48 +282,40 @@ struct ScaledPart {
 };
 
 // Adds what a part of the input channels makes for some rows and a group of channels to `totals`, or finishes the product with
-// the last part, before the thread goes on to `next`. `totals` and `sums` hold group_floats(rows).
+// the last part, before the thread goes on to `next`. `totals` holds group_floats(rows).
 static void multiply_group(const Product& p, const ScaledPart& pixels, Span rows, int64_t group, const NextWeights& next,
-                           float* totals, float* sums) {
-    alignas(64) static const float zeros[kTileColumns] = {};
-    alignas(64) float corrections[kGroup] = {};
+                           float* totals) {
+    alignas(64) float corrections[kGroup] = {}, sums[kPairRows * kTileColumns];
+    const Span channels = pixels.channels;
     const int64_t first = group * kGroup, last = smaller(first + kGroup, p.columns);
     const int64_t strips = ceil_div(last - first, kTileColumns), tiles = ceil_div(rows.size(), kPairRows);
-    const int64_t blocks = ceil_div(pixels.channels.size(), kDepth), calls = blocks * tiles * strips;
-    int64_t call = 0;
-    for (int64_t b = 0; b < blocks; b++) {
-        const int64_t begin = pixels.channels.begin + b * kDepth;
-        const Span channels = {begin, smaller(begin + kDepth, pixels.channels.end)};
-        subtract_pairs(p, channels, group, corrections);
-        for (int64_t t = 0; t < tiles; t++) {
-            const Span part_of_rows = part(rows.size(), tiles, t);
-            const Span tile = {rows.begin + part_of_rows.begin, rows.begin + part_of_rows.end};
-            for (int64_t s = 0; s < strips; s++, call++) {
-                const int64_t strip = s * kTileColumns, column = first + strip, at = (t * kGroup + strip) * kPairRows;
-                float *const block = sums + at, *const total = totals + at;
-                const Start start = b ? Start{block, kTileColumns} : Start{zeros, 0};
-                const bool finishes = b + 1 == blocks && pixels.is_last(p);
-                if (finishes) fetch_output(p, tile, column);
-                multiply_rows_in_pairs(tile.size(), pixels.block(b, tile.begin),
-                                       weights_at(p, begin, column), channels.size(), start, block,
-                                       next.some(part(next.channels, calls, call)));
-                if (b + 1 < blocks) continue;
-                const auto product = [&](int64_t row, int64_t c, Vec sum) {
-                    Vec v = pixels.restored(row, sum + load(corrections + c - first));
-                    if (p.output_sizes) v *= load(p.output_sizes + c);
-                    return pixels.channels.begin ? v + load(total + (row - tile.begin) * kTileColumns + c - column) : v;
-                };
-                if (finishes) {
-                    finish(p, block, tile, column, [&](int64_t row, int64_t c, Vec sum) {
-                        const Vec v = product(row, c, sum);
-                        return p.bias ? v + load(p.bias + c) : v;
-                    });
-                    continue;
-                }
-                for (int64_t row = tile.begin, i = 0; row < tile.end; row++)
-                    for (int64_t c = 0; c < kTileColumns; c += kLanes, i += kLanes)
-                        store(total + i, product(row, column + c, load(block + i)));
+    for (int64_t b = channels.begin; b < channels.end; b += kDepth)
+        subtract_pairs(p, {b, smaller(b + kDepth, channels.end)}, group, corrections);
+    for (int64_t t = 0; t < tiles; t++) {
+        const Span part_of_rows = part(rows.size(), tiles, t);
+        const Span tile = {rows.begin + part_of_rows.begin, rows.begin + part_of_rows.end};
+        for (int64_t s = 0; s < strips; s++) {
+            const int64_t column = first + s * kTileColumns;
+            float* const total = totals + (t * kGroup + s * kTileColumns) * kPairRows;
+            const auto product = [&](int64_t row, int64_t c, Vec sum) {
+                Vec v = pixels.restored(row, sum + load(corrections + c - first));
+                if (p.output_sizes) v *= load(p.output_sizes + c);
+                return channels.begin ? v + load(total + (row - tile.begin) * kTileColumns + c - column) : v;
+            };
+            if (pixels.is_last(p)) fetch_output(p, tile, column);
+            multiply_rows_in_pairs(tile.size(), pixels.block(0, tile.begin), pixels.rows.count * PairedRows::kStride,
+                                   weights_at(p, channels.begin, column), channels.size(),
+                                   next.some(part(next.channels, tiles * strips, t * strips + s)), sums);
+            if (pixels.is_last(p)) {
+                finish(p, sums, tile, column, [&](int64_t row, int64_t c, Vec sum) {
+                    const Vec v = product(row, c, sum);
+                    return p.bias ? v + load(p.bias + c) : v;
+                });
+                continue;
             }
+            for (int64_t row = tile.begin, i = 0; row < tile.end; row++)
+                for (int64_t c = 0; c < kTileColumns; c += kLanes, i += kLanes)
+                    store(total + i, product(row, column + c, load(sums + i)));
         }
     }
 }

@@ -71,7 +71,7 @@ struct Plan {
 static Plan plan_of(const MatrixProduct& c) {
     const int64_t depths = scaled_parts(c.depth), groups = ceil_div(c.columns, kGroup);
     const int64_t parts = ceil_div(ceil_div(c.rows, kMostRows), c.threads) * c.threads, rows = ceil_div(c.rows, parts);
-    const int64_t own = PairedRows::floats(rows, smaller(c.depth, kScaled)) + group_floats(rows);
+    const int64_t own = PairedRows::floats(rows, smaller(c.depth, kScaled));
     return {parts, depths, groups, own, c.threads * own + groups * kGroup * (c.depth + depths)};
 }
 
@@ -107,10 +107,9 @@ static void run(const MatrixProduct& c, float* output, float* workspace) {
                 p.residual = d ? p.output : nullptr;
                 p.depth = p.weight_depth = depth.size();
                 p.columns = p.output_stride = c.columns;
-                float* const sums = own + PairedRows::floats(rows.size(), depth.size());
                 for (int64_t group = 0; group < plan.groups; group++)
                     multiply_group(p, {left, 0, {0, p.depth}}, {0, rows.size()}, group,
-                                   weights_of(p, (group + 1) % plan.groups, {0, p.depth}), nullptr, sums);
+                                   weights_of(p, (group + 1) % plan.groups, {0, p.depth}), nullptr);
             }
         }
     }

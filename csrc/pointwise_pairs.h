@@ -22,23 +22,23 @@ static PairedRows paired_rows(const Product& p, int64_t rows, float* memory) {
     return paired;
 }
 
-// The product of some rows with one group of channels. `own` holds 2 * group_floats(rows).
+// The product of some rows with one group of channels. `totals` holds group_floats(rows).
 static void multiply_parts(const Product& p, const PairedRows& pixels, Span rows, int64_t group, const NextWeights& then,
-                           float* own) {
+                           float* totals) {
     const int64_t parts = scaled_parts(p.depth);
     for (int64_t i = 0; i < parts; i++)
         multiply_group(p, {pixels, i, scaled_part(p.depth, i)}, rows, group,
                        i + 1 < parts ? weights_of(p, group, scaled_part(p.depth, i + 1)) : then,
-                       own + group_floats(rows.size()), own);
+                       totals);
 }
 
 static RK_INLINE NextWeights first_weights(const Product& p, int64_t group) {
     return weights_of(p, group, scaled_part(p.depth, 0));
 }
 
-static void multiply_groups(const Product& p, const PairedRows& pixels, const NextWeights& then, float* own) {
+static void multiply_groups(const Product& p, const PairedRows& pixels, const NextWeights& then, float* totals) {
     for (int64_t group = 0; group < groups(p); group++)
-        multiply_parts(p, pixels, {0, pixels.count}, group, group + 1 < groups(p) ? first_weights(p, group + 1) : then, own);
+        multiply_parts(p, pixels, {0, pixels.count}, group, group + 1 < groups(p) ? first_weights(p, group + 1) : then, totals);
 }
 
 // The product with some output channels, from a multiple of kGroup on, written to `output`.
@@ -52,17 +52,17 @@ static Product columns_of(Product p, Span columns, float* output, int64_t stride
     return p;
 }
 
-// Rows that a thread takes through all layers, how many times, and where its workspace holds what: sums, pixels, and of a second
-// layer a part of the hidden channels and the sums of all groups.
+// Rows that a thread takes through all layers, how many times, and where its workspace holds what: totals of a group, pixels,
+// and of a second layer a part of the hidden channels and the totals of all groups.
 struct OwnRows {
     int64_t parts, pixels, hidden, totals, floats;
 };
 static OwnRows own_rows(const Product& first, const Product* second, int64_t rows, int threads) {
     const int64_t hidden = second ? smaller(second->depth, kScaled) : 0, all = second ? groups(*second) * kGroup : 0;
-    const int64_t of_row = PairedRows::floats(1, first.depth) + PairedRows::floats(1, hidden) + all + 2 * kGroup;
+    const int64_t of_row = PairedRows::floats(1, first.depth) + PairedRows::floats(1, hidden) + all + kGroup;
     const int64_t most = larger(kOwnFloats / of_row, kEnoughRows);
     const int64_t parts = ceil_div(ceil_div(rows, most), threads) * threads, height = ceil_div(rows, parts);
-    OwnRows own = {parts, 2 * group_floats(height), 0, 0, 0};
+    OwnRows own = {parts, group_floats(height), 0, 0, 0};
     own.hidden = own.pixels + PairedRows::floats(height, first.depth);
     own.totals = own.hidden + PairedRows::floats(height, hidden);
     own.floats = own.totals + (second ? groups(*second) * group_floats(height) : 0);
@@ -93,7 +93,7 @@ static void multiply_both(const Product& first, const Product& second, const Pai
         for (int64_t group = 0; group < groups(second); group++)
             multiply_group(second, {hidden, 0, part}, {0, rows}, group,
                            group + 1 < groups(second) ? weights_of(second, group + 1, part) : first_weights(first, after),
-                           own + at.totals + group * group_floats(rows), own);
+                           own + at.totals + group * group_floats(rows));
     }
 }
 
@@ -136,7 +136,7 @@ struct SharedRows {
     int64_t own, hidden, floats;
 };
 static SharedRows shared_rows(const Product& first, const Product* second, int64_t rows, int threads) {
-    const int64_t own = 2 * group_floats(rows), depth = larger(first.depth, second ? second->depth : 0);
+    const int64_t own = group_floats(rows), depth = larger(first.depth, second ? second->depth : 0);
     const int64_t hidden = own * threads + PairedRows::floats(rows, depth);
     return {own, hidden, hidden + (second ? rows * padded(second->depth) : 0)};
 }
