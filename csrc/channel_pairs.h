@@ -82,7 +82,7 @@ static RK_INLINE void for_each_vector(const float* row, int64_t size, Use use) {
 struct PairedRows {
     static constexpr int64_t kStride = kDepth + kLine;
     int64_t count;
-    float *scales, *corrections, *data;  // of each scaled part of a row, what restores its size and what its pairs add
+    float *scales, *pair_sums, *data;  // of each scaled part of a row, what restores its size and what its pairs add
 
     static int64_t floats(int64_t rows, int64_t depth) {
         return rows * (ceil_div(depth, kDepth) * kStride + 2 * scaled_parts(depth));
@@ -90,7 +90,7 @@ struct PairedRows {
     PairedRows(float* memory, int64_t rows, int64_t depth)
         : count(rows),
           scales(memory),
-          corrections(memory + scaled_parts(depth) * rows),
+          pair_sums(memory + scaled_parts(depth) * rows),
           data(memory + 2 * scaled_parts(depth) * rows) {}
     float* at(int64_t block, int64_t row) const { return data + (block * count + row) * kStride; }
 };
@@ -129,7 +129,7 @@ static void scale_row(const float* pixels, int64_t apart, int64_t depth, const f
             for_each_vector(rows.at(k / kDepth, row), paired_channels(smaller(kDepth, part.end - k)),
                             [&](int64_t, Vec v) { pairs = add_pairs(pairs, v); });
         rows.scales[i * rows.count + row] = 1 / scale;
-        rows.corrections[i * rows.count + row] = total(pairs);
+        rows.pair_sums[i * rows.count + row] = total(pairs);
     }
 }
 
@@ -142,17 +142,23 @@ static void scale_rows(const float* pixels, int64_t stride, int64_t depth, const
     }
 }
 
-// Subtracts from `corrections` what the pairs of at most kDepth input channels add of the weights of a group alone.
-static void subtract_pairs(const Product& p, Span channels, int64_t group, float* corrections) {
-    const Weights weights = weights_at(p, channels.begin, group * kGroup);
-    const int64_t paired = paired_channels(channels.size());
+// What the pairs of a scaled part of the input channels add of the weights of a group alone; kGroup sums.
+static void sum_pairs(Weights weights, int64_t depth, float* sums) {
     for (int64_t c = 0; c < kGroup; c += kLanes) {
-        const float* w = weights.data + c / kPanel * weights.apart + c % kPanel;
-        Vec sum = load(corrections + c);
-        for (int64_t k = 0; k < paired; k += 4, w += 4 * kPanel)
-            sum += load(w + 2 * kPanel) * load(w + 3 * kPanel) - load(w) * load(w + kPanel);
-        store(corrections + c, sum);
+        Vec sum = {};
+        for (int64_t begin = 0; begin < depth; begin += kDepth) {
+            const float* w = weights.data + c / kPanel * weights.apart + c % kPanel + begin * kPanel;
+            const int64_t paired = paired_channels(smaller(kDepth, depth - begin));
+            for (int64_t k = 0; k < paired; k += 4, w += 4 * kPanel)
+                sum += load(w) * load(w + kPanel) - load(w + 2 * kPanel) * load(w + 3 * kPanel);
+        }
+        store(sums + c, sum);
     }
+}
+
+// Where they are, of the input channels from `channel` on.
+static RK_INLINE const float* pair_sums_at(const Product& p, int64_t channel, int64_t group) {
+    return p.pair_sums + (group * scaled_parts(p.weight_depth) + channel / kScaled) * kGroup;
 }
 
 // Weights that a thread will read next, of some input channels by a group of output channels.
@@ -277,7 +283,7 @@ struct ScaledPart {
     bool is_last(const Product& p) const { return channels.end == p.depth; }
     const float* block(int64_t block, int64_t row) const { return rows.at(index * (kScaled / kDepth) + block, row); }
     Vec restored(int64_t row, Vec sum) const {
-        return (sum - rows.corrections[index * rows.count + row]) * rows.scales[index * rows.count + row];
+        return (sum - rows.pair_sums[index * rows.count + row]) * rows.scales[index * rows.count + row];
     }
 };
 
@@ -285,12 +291,11 @@ struct ScaledPart {
 // the last part, before the thread goes on to `next`. `totals` holds group_floats(rows).
 static void multiply_group(const Product& p, const ScaledPart& pixels, Span rows, int64_t group, const NextWeights& next,
                            float* totals) {
-    alignas(64) float corrections[kGroup] = {}, sums[kPairRows * kTileColumns];
+    alignas(64) float sums[kPairRows * kTileColumns];
     const Span channels = pixels.channels;
     const int64_t first = group * kGroup, last = smaller(first + kGroup, p.columns);
     const int64_t strips = ceil_div(last - first, kTileColumns), tiles = ceil_div(rows.size(), kPairRows);
-    for (int64_t b = channels.begin; b < channels.end; b += kDepth)
-        subtract_pairs(p, {b, smaller(b + kDepth, channels.end)}, group, corrections);
+    const float* const pair_sums = pair_sums_at(p, channels.begin, group) - first;
     for (int64_t t = 0; t < tiles; t++) {
         const Span part_of_rows = part(rows.size(), tiles, t);
         const Span tile = {rows.begin + part_of_rows.begin, rows.begin + part_of_rows.end};
@@ -298,7 +303,7 @@ static void multiply_group(const Product& p, const ScaledPart& pixels, Span rows
             const int64_t column = first + s * kTileColumns;
             float* const total = totals + (t * kGroup + s * kTileColumns) * kPairRows;
             const auto product = [&](int64_t row, int64_t c, Vec sum) {
-                Vec v = pixels.restored(row, sum + load(corrections + c - first));
+                Vec v = pixels.restored(row, sum - load(pair_sums + c));
                 if (p.output_sizes) v *= load(p.output_sizes + c);
                 return channels.begin ? v + load(total + (row - tile.begin) * kTileColumns + c - column) : v;
             };

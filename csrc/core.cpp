@@ -273,6 +273,18 @@ int rk_force_isa(const char* name) {
 
 double rk_fma_peak(int threads) { return kernels().fma_peak(threads); }
 
+size_t rk_pair_sum_bytes(const rk_layer* layer) {
+    const Kernels& isa = kernels();
+    return isa.pair_sum_bytes ? isa.pair_sum_bytes(*layer) : 0;
+}
+
+int rk_sum_pairs(const rk_layer* layer, float* sums) {
+    const Kernels& isa = kernels();
+    if (!isa.sum_pairs) return RK_UNSUPPORTED;
+    isa.sum_pairs(*layer, sums);
+    return RK_OK;
+}
+
 int rk_pointwise(const rk_layer* layer, int64_t images, int64_t pixels, const float* input, const float* residual,
                  float* output, int threads) {
     return run_alone(Products{layer, nullptr, images, pixels, threads}, input, residual, output);

@@ -28,6 +28,13 @@ extern "C" const Kernels RK_TABLE_NAME(RK_ISA) = {
     RK_ISA::fma_peak,
     RK_ISA::pointwise::workspace_bytes,
     RK_ISA::pointwise::run,
+#ifdef RK_PAIRS
+    RK_ISA::pointwise::pair_sum_bytes,
+    RK_ISA::pointwise::sum_layer_pairs,
+#else
+    nullptr,
+    nullptr,
+#endif
 #if defined(RK_AMX) || defined(RK_PAIRS)
     RK_ISA::matmul::workspace_bytes,
     RK_ISA::matmul::run,

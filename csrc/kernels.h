@@ -43,6 +43,8 @@ struct Kernels {
     double (*fma_peak)(int threads);
     size_t (*pointwise_bytes)(const Products&);
     void (*pointwise)(const Products&, const float* input, const float* residual, float* output, float* workspace);
+    size_t (*pair_sum_bytes)(const rk_layer&);  // null where products are not by pairs of channels
+    void (*sum_pairs)(const rk_layer&, float* sums);
     size_t (*matmul_bytes)(const MatrixProduct&);  // null where a library's product is as fast
     void (*matmul)(const MatrixProduct&, float* output, float* workspace);
     decltype(rk_norm_forward)* norm_forward;

@@ -62,17 +62,17 @@ static void copy_rows(const rk_matrix& m, Span rows, Span depth, const PairedRow
         scale_row(to.at(0, r), to.count * PairedRows::kStride, depth.size(), nullptr, to, r);
 }
 
-// Parts of the rows, parts of the depth, groups of columns, and what the workspace holds: for each thread its rows and sums,
-// then the scales and the copy of the right matrix, a part of the depth after the other.
+// Parts of the rows, parts of the depth, groups of columns, and what the workspace holds: for each thread its rows, then
+// the scales, the sums of pairs and the copy of the right matrix, each a part of the depth after the other.
 struct Plan {
     int64_t parts, depths, groups, own, floats;
-    int64_t scales(int64_t depth, int64_t group) const { return (depth * groups + group) * kGroup; }
+    int64_t of_group(int64_t depth, int64_t group) const { return (depth * groups + group) * kGroup; }
 };
 static Plan plan_of(const MatrixProduct& c) {
     const int64_t depths = scaled_parts(c.depth), groups = ceil_div(c.columns, kGroup);
     const int64_t parts = ceil_div(ceil_div(c.rows, kMostRows), c.threads) * c.threads, rows = ceil_div(c.rows, parts);
     const int64_t own = PairedRows::floats(rows, smaller(c.depth, kScaled));
-    return {parts, depths, groups, own, c.threads * own + groups * kGroup * (c.depth + depths)};
+    return {parts, depths, groups, own, c.threads * own + groups * kGroup * (c.depth + 2 * depths)};
 }
 
 static size_t workspace_bytes(const MatrixProduct& c) { return plan_of(c).floats * sizeof(float); }
@@ -80,7 +80,8 @@ static size_t workspace_bytes(const MatrixProduct& c) { return plan_of(c).floats
 static void run(const MatrixProduct& c, float* output, float* workspace) {
     const Plan plan = plan_of(c);
     float* const scales = workspace + c.threads * plan.own;
-    float* const right = scales + plan.scales(plan.depths, 0);
+    float* const pair_sums = scales + plan.of_group(plan.depths, 0);
+    float* const right = pair_sums + plan.of_group(plan.depths, 0);
     const auto packed = [&](int64_t depth) { return right + depth * kScaled * plan.groups * kGroup; };
 #pragma omp parallel num_threads(c.threads)
     {
@@ -91,7 +92,8 @@ static void run(const MatrixProduct& c, float* output, float* workspace) {
             const int64_t group = i % plan.groups;
             float* const to = packed(i / plan.groups) + group * kGroup * depth.size();
             copy_group(*c.right, depth, group, c.columns - group * kGroup, to);
-            scale_columns(to, depth.size(), scales + plan.scales(i / plan.groups, group));
+            scale_columns(to, depth.size(), scales + plan.of_group(i / plan.groups, group));
+            sum_pairs({to, depth.size() * kPanel}, depth.size(), pair_sums + plan.of_group(i / plan.groups, group));
         }
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < plan.parts; i++) {
@@ -102,7 +104,8 @@ static void run(const MatrixProduct& c, float* output, float* workspace) {
                 copy_rows(*c.left, rows, depth, left);
                 Product p = {};
                 p.packed = packed(d);
-                p.output_sizes = scales + plan.scales(d, 0);
+                p.output_sizes = scales + plan.of_group(d, 0);
+                p.pair_sums = pair_sums + plan.of_group(d, 0);
                 p.output = output + rows.begin * c.columns;
                 p.residual = d ? p.output : nullptr;
                 p.depth = p.weight_depth = depth.size();

@@ -28,7 +28,8 @@ static Product product(const rk_layer& layer, int64_t rows, const float* input, 
             layer.in_channels,
             layer.activation,
             layer.input_sizes,
-            layer.output_sizes};
+            layer.output_sizes,
+            layer.pair_sums};
 }
 
 // A way to compute one product, or two of which the second reads what the first writes.

@@ -7,11 +7,26 @@ namespace RK_ISA {
 namespace pointwise {
 
 constexpr int64_t kOwnFloats = 768 * 1024 / 4;  // of a thread's rows, in the second level cache
+constexpr int64_t kFewestInPairs = 64;          // input channels of a layer that is faster by pairs of them
 constexpr int64_t kEnoughRows = 2 * kPairRows;  // for a thread to read all weights by itself
 
 // Whether it is faster, for maps of so many pixels. Nothing else decides, lest results depend on the batch.
 static bool pairs_pay(const rk_layer& layer, int64_t pixels) {
-    return pixels >= 40 && layer.input_sizes;
+    return pixels >= 40 && layer.pair_sums;
+}
+
+static size_t pair_sum_bytes(const rk_layer& layer) {
+    if (layer.in_channels < kFewestInPairs) return 0;
+    return ceil_div(layer.out_channels, kGroup) * kGroup * scaled_parts(layer.in_channels) * sizeof(float);
+}
+
+static void sum_layer_pairs(const rk_layer& layer, float* sums) {
+    const int64_t depth = layer.in_channels;
+    for (int64_t column = 0; column < layer.out_channels; column += kGroup)
+        for (int64_t i = 0; i < scaled_parts(depth); i++, sums += kGroup) {
+            const Span part = scaled_part(depth, i);
+            sum_pairs({layer.weight + column * depth + part.begin * kPanel, depth * kPanel}, part.size(), sums);
+        }
 }
 
 static bool pairs_by_rows_pay(int64_t rows, int threads) { return rows >= kEnoughRows * threads; }
@@ -46,6 +61,7 @@ static Product columns_of(Product p, Span columns, float* output, int64_t stride
     p.packed += columns.begin * p.weight_depth;
     p.bias += columns.begin;
     p.output_sizes += columns.begin;
+    p.pair_sums += columns.begin * scaled_parts(p.weight_depth);
     p.columns = columns.size();
     p.output = output;
     p.output_stride = stride;

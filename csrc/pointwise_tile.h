@@ -37,6 +37,7 @@ struct Product {
     int activation;
     const float* input_sizes;   // powers of two by which the weights of an input channel have been divided, or null
     const float* output_sizes;  // and those of an output channel, or null
+    const float* pair_sums;     // of the weights, as channel_pairs.h has them, or null
 };
 
 // The product of the rows from `row` on.

@@ -64,14 +64,22 @@ enum { RK_PANEL = 16, RK_COLUMNS = 32 };
 /* One pointwise (1x1) convolution of float32 pixels. `weight` is packed: panels of RK_PANEL output channels, each
  * (in_channels, RK_PANEL); it and `bias` are filled up with zeros to a multiple of RK_COLUMNS output channels.
  * The sizes are powers of two by which the weights of an input and an output channel have been divided, for instruction sets
- * that need factors of one size (zen4), or both NULL. `output_sizes` is filled up like the bias. */
+ * that need factors of one size (zen4), or both NULL. `output_sizes` is filled up like the bias. `pair_sums` is what rk_sum_pairs
+ * writes, or NULL. */
 typedef struct rk_layer {
     const float* weight;
     const float* bias;
     int64_t in_channels, out_channels;
     int32_t activation;
-    const float *input_sizes, *output_sizes;
+    const float *input_sizes, *output_sizes, *pair_sums;
 } rk_layer;
+
+/* Bytes of the sums that rk_sum_pairs writes; 0 for layers and instruction sets that do without. */
+RK_API size_t rk_pair_sum_bytes(const rk_layer* layer);
+
+/* Sum up once, for many calls, what depends on the (divided) weights alone of a layer that is computed by pairs of channels.
+ * RK_UNSUPPORTED for instruction sets that do without. */
+RK_API int rk_sum_pairs(const rk_layer* layer, float* pair_sums);
 
 /* output = activation(input @ weight + bias) + residual. The input is contiguous (images, pixels, in_channels); output
  * and residual, which may be NULL or the output itself, are (images, pixels, out_channels). The results of an image

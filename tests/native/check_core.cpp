@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <sstream>
 #include <string>
@@ -331,6 +332,7 @@ struct Layer {
     int activation;
     Floats weight, bias, input_sizes, output_sizes;
     bool divided = pick(0, 1);
+    std::unique_ptr<Floats> pair_sums;
 
     Layer(int64_t inputs, int64_t outputs, int activation)
         : inputs(inputs), outputs(outputs), activation(activation), weight(columns * inputs),
@@ -339,8 +341,15 @@ struct Layer {
         for (int64_t o = 0; o < columns; o++) output_sizes.set(o, std::ldexp(1.0f, pick(-2, 2)));
     }
     rk_layer native() {
-        return {weight.data(), bias.data(), inputs, outputs, activation, divided ? input_sizes.data() : nullptr,
-                divided ? output_sizes.data() : nullptr};
+        rk_layer layer = {weight.data(), bias.data(), inputs, outputs, activation, nullptr, nullptr, nullptr};
+        if (!divided) return layer;
+        layer.input_sizes = input_sizes.data(), layer.output_sizes = output_sizes.data();
+        if (const size_t bytes = rk_pair_sum_bytes(&layer)) {
+            pair_sums = std::make_unique<Floats>(bytes / sizeof(float));
+            rk_sum_pairs(&layer, pair_sums->data());
+            layer.pair_sums = pair_sums->data();
+        }
+        return layer;
     }
     double size(int64_t i, int64_t o) { return divided ? input_sizes.at(i) * output_sizes.at(o) : 1; }
     std::vector<double> operator()(const std::vector<double>& x) {

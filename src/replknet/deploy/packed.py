@@ -27,7 +27,7 @@ from replknet.ops.pointwise import (
 )
 from replknet.ops.prepared import Forward, pack_filters, prepare_forward, unpack_filters
 
-_BUFFERS = ("weight", "bias", "input_sizes", "output_sizes")
+_BUFFERS = ("weight", "bias", "input_sizes", "output_sizes", "pair_sums")
 
 
 class PackedProduct(nn.Module):
@@ -37,6 +37,7 @@ class PackedProduct(nn.Module):
     bias: Tensor
     input_sizes: Tensor | None
     output_sizes: Tensor | None
+    pair_sums: Tensor | None
 
     def __init__(
         self, matrix: Tensor, bias: Tensor | None, activation: Activation = "identity"
@@ -60,6 +61,7 @@ class PackedProduct(nn.Module):
                 self.activation,
                 self.input_sizes,
                 self.output_sizes,
+                self.pair_sums,
             )
         return kept
 

@@ -55,6 +55,7 @@ class LayerStruct(ctypes.Structure):
         ("activation", ctypes.c_int32),
         ("input_sizes", ctypes.c_void_p),
         ("output_sizes", ctypes.c_void_p),
+        ("pair_sums", ctypes.c_void_p),
     ]
 
 
@@ -115,6 +116,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         ("rk_spectrum_bytes", ctypes.c_size_t, [problem]),
         ("rk_prepare", ctypes.c_int, [problem, pointer, pointer]),
         ("rk_run", ctypes.c_int, [problem, *[pointer] * 5]),
+        ("rk_pair_sum_bytes", ctypes.c_size_t, [layer]),
+        ("rk_sum_pairs", ctypes.c_int, [layer, pointer]),
         ("rk_pointwise", ctypes.c_int, [layer, *sizes, *[pointer] * 3, ctypes.c_int]),
         (
             "rk_pointwise_pair",

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
@@ -41,7 +41,6 @@ ACTIVATIONS: dict[Activation, int] = {
     "gelu": _binary.GELU,
 }
 PANEL, COLUMNS = _binary.PANEL, _binary.COLUMNS
-_FEWEST_IN_PAIRS = 64  # input channels of a layer that is faster by pairs of them
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,8 @@ class Layer:
     """(in,), powers of two."""
     output_sizes: Tensor | None = None
     """(panels * PANEL,), powers of two."""
+    pair_sums: Tensor | None = None
+    """What products by pairs of channels need of the weight alone, as the native core sums it."""
 
     @property
     def in_channels(self) -> int:
@@ -79,6 +80,7 @@ class Layer:
             ACTIVATIONS[self.activation],
             None if self.input_sizes is None else self.input_sizes.data_ptr(),
             None if self.output_sizes is None else self.output_sizes.data_ptr(),
+            None if self.pair_sums is None else self.pair_sums.data_ptr(),
         )
 
 
@@ -92,26 +94,31 @@ def pack(matrix: Tensor, bias: Tensor | None, activation: Activation = "identity
     matrix = matrix.detach()
     out_channels, in_channels = matrix.shape
     missing = -out_channels % COLUMNS
-    bias = matrix.new_zeros(out_channels) if bias is None else bias.detach()
-    sizes = None
-    if _multiplies_pairs() and in_channels >= _FEWEST_IN_PAIRS:
-        squares = matrix.square()
-        inputs = _power_of_two(squares.mean(0))
-        outputs = _power_of_two((squares / inputs.square()).mean(1))
-        matrix = matrix / (outputs[:, None] * inputs)
-        sizes = inputs, F.pad(outputs, (0, missing), value=1)
     packed = F.pad(matrix, (0, 0, 0, missing)).reshape(-1, PANEL, in_channels)
-    return Layer(
-        packed.transpose(1, 2).contiguous(),
-        F.pad(bias, (0, missing)),
-        out_channels,
-        activation,
-        *(sizes or ()),
+    bias = matrix.new_zeros(out_channels) if bias is None else bias.detach()
+    layer = Layer(
+        packed.transpose(1, 2).contiguous(), F.pad(bias, (0, missing)), out_channels, activation
     )
+    if why_not_native(layer.weight):
+        return layer
+    size = _library().rk_pair_sum_bytes(layer.struct())
+    return _with_pair_sums(divide(layer), size) if size else layer
 
 
-def _multiplies_pairs() -> bool:
-    return _binary.library is not None and _binary.library.rk_isa() == b"zen4"
+def divide(layer: Layer) -> Layer:
+    """The same layer, its weight divided by the sizes of its input and output channels."""
+    squares = layer.matrix().square()
+    inputs = _power_of_two(squares.mean(0))
+    outputs = _power_of_two((squares / inputs.square()).mean(1))
+    outputs = F.pad(outputs, (0, -layer.out_channels % COLUMNS), value=1)
+    weight = layer.weight / (outputs.view(-1, 1, PANEL) * inputs[:, None])
+    return replace(layer, weight=weight, input_sizes=inputs, output_sizes=outputs)
+
+
+def _with_pair_sums(layer: Layer, size: int) -> Layer:
+    sums = torch.empty(size // 4)
+    check(_library().rk_sum_pairs(layer.struct(), sums.data_ptr()))
+    return replace(layer, pair_sums=sums)
 
 
 def _power_of_two(mean_square: Tensor) -> Tensor:
