@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from replknet.nn import PointwiseConv2d
 from replknet.ops import _binary, native
-from replknet.ops.matmul import matmul, native_pays, suits_native
+from replknet.ops.matmul import matmul, native_pays, operator, suits_native
 
 ISAS = [isa for isa in (native.isas() if _binary.library else ()) if isa in ("amx", "zen4")]
 # rows, depth, columns: one of each, borders of tiles, turns of rows, several chunks of the depth
@@ -67,6 +68,29 @@ def test_refuses_what_does_not_fit():
 def test_refuses_other_strides(isa):
     with pytest.raises(ValueError, match=r"right must be contiguous.*\(10, 2\); call contiguous"):
         matmul(torch.ones(2, 3), torch.ones(3, 10)[:, ::2])
+
+
+def test_is_an_operator(isa):
+    left, right = randn(300, 128), randn(256, 128).T
+    torch.library.opcheck(operator, (left, right), test_utils=("test_schema", "test_faketensor"))
+    with FlopCounterMode(display=False) as counter:
+        seen = matmul(left, right)
+    assert counter.get_total_flops() == 2 * 300 * 128 * 256
+    assert torch.equal(seen, matmul(left, right))
+
+
+def test_a_training_step_that_is_watched_is_the_same(isa):
+    """Each of its products is an operator, of as many operations as those of a convolution."""
+    layer, x = PointwiseConv2d(256, 256), randn(1, 256, 16, 16)
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    layer(x).sum().backward()
+    plain = layer.weight.grad, x.grad
+    layer.weight.grad = x.grad = None
+    with FlopCounterMode(display=False) as counter:
+        layer(x).sum().backward()
+    assert counter.flop_counts["Global"] == {torch.ops.replknet.matmul: 3 * 2 * 256**3}
+    assert torch.equal(layer.weight.grad, plain[0])
+    assert torch.equal(x.grad, plain[1])
 
 
 def test_suits_native():

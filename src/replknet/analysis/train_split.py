@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from replknet.analysis.model_split import LARGE_KERNEL
 
-_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
+_PRODUCTS = {"mm", "matmul", "addmm", "bmm", "baddbmm"}
 _NORMS = {"batch_norm", "layer_norm", "cudnn_batch_norm"}
 _ACTIVATIONS = {"relu", "relu_", "threshold_backward", "gelu", "gelu_backward", "silu"}
 

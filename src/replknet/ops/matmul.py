@@ -11,8 +11,12 @@ by as much as the right one's rows are small (3e-5 of the largest element if bot
 
 from __future__ import annotations
 
+from math import prod
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from replknet.ops import _binary
 from replknet.ops.eager import is_ordinary, nothing_listens
@@ -24,12 +28,11 @@ _INSTRUCTION_SETS = (b"amx", b"zen4")
 
 
 def suits_native(*matrices: Tensor) -> bool:
-    """Whether ``matmul`` can multiply such tensors, and nobody is to see it."""
+    """Whether ``matmul`` can multiply such tensors."""
     return (
         not torch.compiler.is_compiling()
         and _binary.library is not None
         and _binary.library.rk_isa() in _INSTRUCTION_SETS
-        and nothing_listens()
         and all(is_ordinary(m) and m.is_cpu and m.dtype == torch.float32 for m in matrices)
     )
 
@@ -43,9 +46,17 @@ def native_pays(rows: int, columns: int, depth: int) -> bool:
 def matmul(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right`` for matrices that ``suits_native``, each contiguous or the transpose of one.
 
+    It has no derivative. Whoever watches PyTorch's operators sees ``replknet::matmul``.
+
     Raises:
         ValueError: the sizes do not fit, or a matrix has other strides.
     """
+    product: Tensor = (run if nothing_listens() else operator)(left, right)
+    return product
+
+
+def run(left: Tensor, right: Tensor) -> Tensor:
+    """What ``matmul`` returns."""
     if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[0]:
         raise ValueError(
             "left must be (rows, depth) and right (depth, columns), "
@@ -69,6 +80,19 @@ def matmul(left: Tensor, right: Tensor) -> Tensor:
         )
     )
     return product
+
+
+operator: Any = torch.library.custom_op("replknet::matmul", run, mutates_args=())
+
+
+@operator.register_fake
+def _(left, right):
+    return left.new_empty(left.shape[0], right.shape[1])
+
+
+@register_flop_formula(torch.ops.replknet.matmul)
+def _(left, right, *args, out_shape=None, **kwargs) -> int:
+    return 2 * prod(left) * right[1]
 
 
 def _struct(name: str, matrix: Tensor) -> _binary.MatrixStruct:
