@@ -11,8 +11,9 @@ from replknet.nn import PointwiseConv2d, pointwise
 
 @pytest.fixture(params=[True, False], ids=["mkl", "convolution"])
 def mkl(request, monkeypatch):
-    """The layer on either road, on any machine."""
+    """The layer on either road, on any machine, however small."""
     monkeypatch.setattr(pointwise, "HAS_MKL", request.param)
+    monkeypatch.setattr(pointwise, "_FEWEST_FOR_MKL", 0)
     return request.param
 
 
@@ -48,6 +49,11 @@ def test_takes_the_road_that_is_faster(mkl):
     assert not product(input)
     layer.requires_grad_(False)
     assert not product(input.to(memory_format=torch.channels_last).requires_grad_())
+
+
+def test_small_layers_are_convolutions():
+    output = PointwiseConv2d(6, 10)(torch.randn(2, 6, 5, 7).to(memory_format=torch.channels_last))
+    assert "Convolution" in str(next_names(output))
 
 
 def next_names(output: torch.Tensor) -> list[str]:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from replknet.analysis.model_split import LARGE_KERNEL
 
-_PRODUCTS = {"mm", "matmul", "addmm", "bmm", "baddbmm"}
+_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 _NORMS = {"batch_norm", "layer_norm", "cudnn_batch_norm"}
 _ACTIVATIONS = {"relu", "relu_", "threshold_backward", "gelu", "gelu_backward", "silu"}
 
@@ -33,6 +33,8 @@ def kind_of(name: str, arguments: Sequence[Any]) -> str | None:
     space, _, operator = name.partition("::")
     if space == "replknet" and operator.startswith("batch_norm"):
         return "norm"
+    if space == "replknet" and operator.startswith("conv1x1"):
+        return "pointwise, linear"
     if space == "replknet" and operator.startswith("depthwise_conv2d"):
         shapes = [tuple(a.shape[2:]) if isinstance(a, Tensor) else a for a in arguments]
         return _depthwise(shapes[2] if operator.endswith("grad_weight") else shapes[1])

@@ -38,6 +38,13 @@ _ORDINARY_MODES = {
 }
 
 
+def transforms_active() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is at work."""
+    if forward_ad._current_level >= 0:
+        return True
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def nothing_listens() -> bool:
     """Whether no transform, mode, autocast, tracer, compiler or profiler is to see operators."""
     return (

@@ -11,15 +11,13 @@ by as much as the right one's rows are small (3e-5 of the largest element if bot
 
 from __future__ import annotations
 
-from math import prod
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from replknet.ops import _binary
-from replknet.ops.eager import is_ordinary, nothing_listens
+from replknet.ops.eager import is_ordinary
 from replknet.ops.native import check
 
 # Measured: below, copying the matrices costs as much as the product saves.
@@ -27,13 +25,30 @@ _FEWEST_MULTIPLY_ADDS, _SMALLEST_SIDE = 2**24, 128
 _INSTRUCTION_SETS = (b"amx", b"zen4")
 
 
-def suits_native(*matrices: Tensor) -> bool:
-    """Whether ``matmul`` can multiply such tensors."""
+class Matrix(NamedTuple):
+    """Float32 numbers in memory, row after row; those of its transpose if it is ``transposed``."""
+
+    address: int
+    rows: int
+    columns: int
+    transposed: bool = False
+
+    @property
+    def T(self) -> Matrix:
+        return Matrix(self.address, self.columns, self.rows, not self.transposed)
+
+    def struct(self) -> _binary.MatrixStruct:
+        stride = self.rows if self.transposed else self.columns
+        return _binary.MatrixStruct(self.address, stride, self.transposed)
+
+
+def suits_native(*tensors: Tensor) -> bool:
+    """Whether the native core multiplies numbers that such tensors hold."""
     return (
         not torch.compiler.is_compiling()
         and _binary.library is not None
         and _binary.library.rk_isa() in _INSTRUCTION_SETS
-        and all(is_ordinary(m) and m.is_cpu and m.dtype == torch.float32 for m in matrices)
+        and all(is_ordinary(t) and t.is_cpu and t.dtype == torch.float32 for t in tensors)
     )
 
 
@@ -43,64 +58,24 @@ def native_pays(rows: int, columns: int, depth: int) -> bool:
     return enough and min(rows, columns, depth) >= _SMALLEST_SIDE
 
 
-def matmul(left: Tensor, right: Tensor) -> Tensor:
-    """``left @ right`` for matrices that ``suits_native``, each contiguous or the transpose of one.
+def multiply(left: Matrix, right: Matrix, product: Tensor) -> None:
+    """Write ``left @ right``, row after row, to the memory of a tensor.
 
-    It has no derivative. Whoever watches PyTorch's operators sees ``replknet::matmul``.
+    None of the three is empty.
 
     Raises:
-        ValueError: the sizes do not fit, or a matrix has other strides.
+        ValueError: the sizes do not fit.
+        NotImplementedError: the instruction set has no product of its own.
     """
-    product: Tensor = (run if nothing_listens() else operator)(left, right)
-    return product
-
-
-def run(left: Tensor, right: Tensor) -> Tensor:
-    """What ``matmul`` returns."""
-    if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[0]:
+    sizes = left.rows, right.columns, left.columns
+    if left.columns != right.rows or product.numel() != left.rows * right.columns:
         raise ValueError(
-            "left must be (rows, depth) and right (depth, columns), "
-            f"got {tuple(left.shape)} and {tuple(right.shape)}"
+            f"{left.rows} x {left.columns} numbers times {right.rows} x {right.columns} "
+            f"do not make {product.numel()}"
         )
-    (rows, depth), columns = left.shape, right.shape[1]
-    product = left.new_empty(rows, columns)
-    if not product.numel() or not depth:
-        return product.zero_()
-    library = _binary.library
-    assert library is not None
+    assert _binary.library is not None
     check(
-        library.rk_matmul(
-            _struct("left", left),
-            _struct("right", right),
-            rows,
-            columns,
-            depth,
-            product.data_ptr(),
-            torch.get_num_threads(),
+        _binary.library.rk_matmul(
+            left.struct(), right.struct(), *sizes, product.data_ptr(), torch.get_num_threads()
         )
-    )
-    return product
-
-
-operator: Any = torch.library.custom_op("replknet::matmul", run, mutates_args=())
-
-
-@operator.register_fake
-def _(left, right):
-    return left.new_empty(left.shape[0], right.shape[1])
-
-
-@register_flop_formula(torch.ops.replknet.matmul)
-def _(left, right, *args, out_shape=None, **kwargs) -> int:
-    return 2 * prod(left) * right[1]
-
-
-def _struct(name: str, matrix: Tensor) -> _binary.MatrixStruct:
-    if matrix.is_contiguous():
-        return _binary.MatrixStruct(matrix.data_ptr(), matrix.shape[1], False)
-    if matrix.T.is_contiguous():
-        return _binary.MatrixStruct(matrix.data_ptr(), matrix.shape[0], True)
-    raise ValueError(
-        f"{name} must be contiguous, or its transpose, got strides {matrix.stride()}; "
-        "call contiguous() first"
     )
