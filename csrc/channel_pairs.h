@@ -108,8 +108,8 @@ static RK_INLINE float size_of(float squares, float largest, int64_t count) {
     return mean > 1e-30f && mean < 1e30f ? sqrtf(mean) : largest;
 }
 
-// Fills in a row, of whose pixels each block of channels is `apart` from the one before; they may be where they belong. `sizes`,
-// of the channels' weights, may be null.
+// Fills in a row, of whose pixels each block of channels is `apart` from the one before; they may be where they belong.
+// `sizes`, of the channels' weights, may be null.
 static void scale_row(const float* pixels, int64_t apart, int64_t depth, const float* sizes, const PairedRows& rows,
                       int64_t row) {
     for (int64_t i = 0; i < scaled_parts(depth); i++) {
@@ -281,7 +281,7 @@ struct ScaledPart {
     int64_t index;  // within `rows`
     Span channels;  // within the product
     bool is_last(const Product& p) const { return channels.end == p.depth; }
-    const float* block(int64_t block, int64_t row) const { return rows.at(index * (kScaled / kDepth) + block, row); }
+    const float* at(int64_t row) const { return rows.at(index * (kScaled / kDepth), row); }
     Vec restored(int64_t row, Vec sum) const {
         return (sum - rows.pair_sums[index * rows.count + row]) * rows.scales[index * rows.count + row];
     }
@@ -295,7 +295,7 @@ static void multiply_group(const Product& p, const ScaledPart& pixels, Span rows
     const Span channels = pixels.channels;
     const int64_t first = group * kGroup, last = smaller(first + kGroup, p.columns);
     const int64_t strips = ceil_div(last - first, kTileColumns), tiles = ceil_div(rows.size(), kPairRows);
-    const float* const pair_sums = pair_sums_at(p, channels.begin, group) - first;
+    const float* const pair_sums = pair_sums_at(p, channels.begin, group);
     for (int64_t t = 0; t < tiles; t++) {
         const Span part_of_rows = part(rows.size(), tiles, t);
         const Span tile = {rows.begin + part_of_rows.begin, rows.begin + part_of_rows.end};
@@ -303,12 +303,12 @@ static void multiply_group(const Product& p, const ScaledPart& pixels, Span rows
             const int64_t column = first + s * kTileColumns;
             float* const total = totals + (t * kGroup + s * kTileColumns) * kPairRows;
             const auto product = [&](int64_t row, int64_t c, Vec sum) {
-                Vec v = pixels.restored(row, sum - load(pair_sums + c));
+                Vec v = pixels.restored(row, sum - load(pair_sums + c - first));
                 if (p.output_sizes) v *= load(p.output_sizes + c);
                 return channels.begin ? v + load(total + (row - tile.begin) * kTileColumns + c - column) : v;
             };
             if (pixels.is_last(p)) fetch_output(p, tile, column);
-            multiply_rows_in_pairs(tile.size(), pixels.block(0, tile.begin), pixels.rows.count * PairedRows::kStride,
+            multiply_rows_in_pairs(tile.size(), pixels.at(tile.begin), pixels.rows.count * PairedRows::kStride,
                                    weights_at(p, channels.begin, column), channels.size(),
                                    next.some(part(next.channels, tiles * strips, t * strips + s)), sums);
             if (pixels.is_last(p)) {

@@ -101,5 +101,6 @@ def _is_trained(input: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not transforms_active()
         and input.ndim == 4
+        and input.shape[1] == weight.shape[1]
         and layout_of(input) == "NHWC"
     )

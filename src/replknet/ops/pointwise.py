@@ -116,7 +116,7 @@ def divide(layer: Layer) -> Layer:
 
 
 def _with_pair_sums(layer: Layer, size: int) -> Layer:
-    sums = torch.empty(size // 4)
+    sums = torch.empty(size // 4, dtype=torch.float32, device="cpu")
     check(_library().rk_sum_pairs(layer.struct(), sums.data_ptr()))
     return replace(layer, pair_sums=sums)
 
