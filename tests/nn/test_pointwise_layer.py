@@ -56,11 +56,6 @@ def test_small_layers_are_convolutions():
     assert "Convolution" in str(next_names(output))
 
 
-def test_refuses_other_channels_as_conv2d_does(mkl):
-    with pytest.raises(RuntimeError, match="to have 6 channels, but got 10 channels"):
-        PointwiseConv2d(6, 10)(channels_last(2, 10, 5, 7))
-
-
 def next_names(output: torch.Tensor) -> list[str]:
     """Names of the autograd nodes behind ``output``."""
     names, nodes = [], [output.grad_fn]

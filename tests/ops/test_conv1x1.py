@@ -5,17 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from replknet.nn import PointwiseConv2d
-from replknet.ops import _binary, conv1x1, native
+from replknet.ops import conv1x1, native
 from replknet.ops.matmul import native_pays
-
-ISAS = [isa for isa in (native.isas() if _binary.library else ()) if isa in ("amx", "zen4")]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    """An instruction set with products, in use."""
-    with native.force_isa(request.param):
-        yield request.param
 
 
 def randn(*size, seed=0):
@@ -49,7 +40,7 @@ def test_trains_as_a_convolution(inputs, outputs, bias):
 
 
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
-def test_operators(isa, format):
+def test_operators(product_isa, format):
     input, grad = (randn(2, c, 5, 7).to(memory_format=format) for c in (20, 40))
     weight, bias = randn(40, 20, 1, 1, seed=1), randn(40, seed=2)
     for operator, arguments in (
@@ -61,7 +52,7 @@ def test_operators(isa, format):
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
-def test_a_training_step_that_is_watched_is_the_same(isa):
+def test_a_training_step_that_is_watched_is_the_same(product_isa):
     """Each of its products is an operator, of as many operations as those of a convolution."""
     layer, x = PointwiseConv2d(256, 512), maps(2, 256, 16, 16).requires_grad_()
     layer(x).square().sum().backward()
@@ -76,7 +67,7 @@ def test_a_training_step_that_is_watched_is_the_same(isa):
     assert torch.equal(x.grad, plain[1])
 
 
-def test_the_instruction_set_may_change_before_the_backward_pass(isa):
+def test_the_instruction_set_may_change_before_the_backward_pass(product_isa):
     layer, x = PointwiseConv2d(256, 256), maps(1, 256, 16, 16)
     exact = torch.nn.Conv2d(256, 256, 1).double()
     exact.load_state_dict(layer.state_dict())
@@ -85,3 +76,23 @@ def test_the_instruction_set_may_change_before_the_backward_pass(isa):
         output.sum().backward()
     exact(x.double()).sum().backward()
     torch.testing.assert_close(layer.weight.grad.double(), exact.weight.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_has_derivatives_of_second_order(product_isa):
+    torch.manual_seed(0)
+    layer, x = PointwiseConv2d(256, 256, bias=False), maps(1, 256, 16, 16).requires_grad_()
+    exact = torch.nn.Conv2d(256, 256, 1, bias=False).double()
+    exact.load_state_dict(layer.state_dict())
+    y = x.detach().double().requires_grad_()
+    seconds = []
+    for network, input in ((layer, x), (exact, y)):
+        loss = network(input).square().sum()
+        (first,) = torch.autograd.grad(loss, network.weight, create_graph=True)
+        seconds.append(torch.autograd.grad(first.square().sum(), (input, network.weight)))
+    for mine, expected in zip(*seconds, strict=True):
+        assert (mine - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_refuses_other_channels_as_conv2d_does(product_isa):
+    with pytest.raises(RuntimeError, match="to have 256 channels, but got 512 channels"):
+        PointwiseConv2d(256, 256)(maps(1, 512, 16, 16))
