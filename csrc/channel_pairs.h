@@ -288,7 +288,7 @@ struct ScaledPart {
 };
 
 // Adds what a part of the input channels makes for some rows and a group of channels to `totals`, or finishes the product with
-// the last part, before the thread goes on to `next`. `totals` holds group_floats(rows).
+// the last part, before the thread goes on to `next`. `totals` holds group_floats(rows); of a single part it may be null.
 static void multiply_group(const Product& p, const ScaledPart& pixels, Span rows, int64_t group, const NextWeights& next,
                            float* totals) {
     alignas(64) float sums[kPairRows * kTileColumns];
@@ -301,11 +301,11 @@ static void multiply_group(const Product& p, const ScaledPart& pixels, Span rows
         const Span tile = {rows.begin + part_of_rows.begin, rows.begin + part_of_rows.end};
         for (int64_t s = 0; s < strips; s++) {
             const int64_t column = first + s * kTileColumns;
-            float* const total = totals + (t * kGroup + s * kTileColumns) * kPairRows;
+            const int64_t at = (t * kGroup + s * kTileColumns) * kPairRows;  // of the tile's totals
             const auto product = [&](int64_t row, int64_t c, Vec sum) {
                 Vec v = pixels.restored(row, sum - load(pair_sums + c - first));
                 if (p.output_sizes) v *= load(p.output_sizes + c);
-                return channels.begin ? v + load(total + (row - tile.begin) * kTileColumns + c - column) : v;
+                return channels.begin ? v + load(totals + at + (row - tile.begin) * kTileColumns + c - column) : v;
             };
             if (pixels.is_last(p)) fetch_output(p, tile, column);
             multiply_rows_in_pairs(tile.size(), pixels.at(tile.begin), pixels.rows.count * PairedRows::kStride,
@@ -320,7 +320,7 @@ static void multiply_group(const Product& p, const ScaledPart& pixels, Span rows
             }
             for (int64_t row = tile.begin, i = 0; row < tile.end; row++)
                 for (int64_t c = 0; c < kTileColumns; c += kLanes, i += kLanes)
-                    store(total + i, product(row, column + c, load(sums + i)));
+                    store(totals + at + i, product(row, column + c, load(sums + i)));
         }
     }
 }
