@@ -18,7 +18,7 @@ _ONLY_INPUT = (True, False, False)
 HAS_MKL = torch.backends.mkl.is_available()  # a constant, which torch.compile can read
 # Measured: products from which on MKL is faster than a convolution, and rows of a weight from which
 # on ours are faster than MKL.
-_FEWEST_FOR_MKL, _FEWEST_ROWS = 2**26, 256
+_FEWEST_FOR_MKL, _FEWEST_ROWS = 3 * 2**25, 256
 
 
 class PointwiseConv2d(nn.Conv2d):
