@@ -37,6 +37,23 @@ struct MatrixProduct {
     int threads;
 };
 
+// Batch norms of as many inputs, one or two, whose results are added up, and the activation behind; see rk_norm_forward.
+struct Norms {
+    int64_t rows, channels;
+    int count, activation, threads;
+    rk_norm norm[2];
+    const float* input[2];
+};
+
+// What happens to the result: `residual` + the scale of each image * result. Both may be null.
+struct Residual {
+    const float* residual;
+    const float* image_scales;
+    int64_t image_rows;
+
+    float scale(int64_t row) const { return image_scales ? image_scales[row / image_rows] : 1; }
+};
+
 struct Kernels {
     const char* isa;
     const Algorithm& (*algorithms[2])();  // indexed by RK_DIRECT, RK_FFT
@@ -47,8 +64,9 @@ struct Kernels {
     void (*sum_pairs)(const rk_layer&, float* sums);
     size_t (*matmul_bytes)(const MatrixProduct&);  // null where a library's product is as fast
     void (*matmul)(const MatrixProduct&, float* output, float* workspace);
-    decltype(rk_norm_forward)* norm_forward;
-    decltype(rk_norm_backward)* norm_backward;
+    int (*norm_forward)(const Norms&, const Residual&, float* output);
+    // `residual` is added to the gradient of each input here; that of the first input may be written over grad_output.
+    int (*norm_backward)(const Norms&, const Residual&, const float* grad_output, float* const* grad_input);
 };
 
 #define RK_DECLARE_KERNELS(isa) extern "C" const Kernels rk_kernels_##isa

@@ -14,38 +14,83 @@ using namespace pointwise;
 
 constexpr int64_t kMostRows = 208;  // that a thread takes on: their copies stay in the second level cache
 
-// `columns` of the group have something in them.
-static void copy_group(const rk_matrix& m, Span depth, int64_t group, int64_t columns, float* to) {
-    for (int64_t c = 0; c < kGroup; c += kLanes) {
-        const int64_t width = limited(columns - c);
-        float* const panel = to + c / kPanel * depth.size() * kPanel + c % kPanel;
-        if (!m.transposed) {
-            const float* from = m.data + depth.begin * m.stride + group * kGroup + c;
-            for (int64_t k = 0; k < depth.size(); k++, from += m.stride)
-                store(panel + k * kPanel, width ? load_some(from, int(width)) : Vec{});
-            continue;
-        }
-        for (int64_t k = 0; k < depth.size(); k += kLanes) {
-            Vec v[kLanes];
-            load_transposed(m.data + (group * kGroup + c) * m.stride + depth.begin + k, m.stride, width,
-                            limited(depth.size() - k), v);
-            for (int64_t i = 0; i < limited(depth.size() - k); i++) store(panel + (k + i) * kPanel, v[i]);
-        }
-    }
+// How large columns are, from their sums of squares and largest numbers.
+struct Sizes {
+    Vec squares = {}, largest = {};
+    RK_INLINE void add(Vec v) { add_size(v, squares, largest); }
+};
+
+// A vector of columns of the right matrix: where their copy is, and how many of them there are.
+static RK_INLINE float* column_at(float* groups, int64_t depth, int64_t column) {
+    return groups + column / kPanel * depth * kPanel + column % kPanel;
 }
 
-static void scale_columns(float* group, int64_t depth, float* scales) {
-    for (int64_t c = 0; c < kGroup; c += kLanes) {
-        float* const panel = group + c / kPanel * depth * kPanel + c % kPanel;
-        Vec squares = {}, largest = {};
-        for (int64_t k = 0; k < depth; k++) add_size(load(panel + k * kPanel), squares, largest);
-        Vec scale;
-        for (int lane = 0; lane < kLanes; lane++) {
-            scale[lane] = power_of_two(1 / size_of(squares[lane], largest[lane], depth));
-            scales[c + lane] = 1 / scale[lane];
+// Some groups of columns of the right matrix, of which `columns` are left.
+template <int kGroups>
+static void copy_columns(const float* from, int64_t stride, int64_t depth, int64_t columns, float* to, Sizes* sizes) {
+    constexpr int kWide = kGroups * kGroup / kLanes;
+    Sizes size[kWide];
+    for (int64_t k = 0; k < depth; k++, from += stride)
+#pragma GCC unroll 8
+        for (int v = 0; v < kWide; v++) {
+            const Vec x = load_some(from + v * kLanes, int(limited(columns - v * kLanes)));
+            store(column_at(to, depth, v * kLanes) + k * kPanel, x);
+            size[v].add(x);
         }
-        for (int64_t k = 0; k < depth; k++) store(panel + k * kPanel, load(panel + k * kPanel) * scale);
+    for (int v = 0; v < kWide; v++) sizes[v] = size[v];
+}
+
+// The same where columns of the right matrix are rows in memory; one vector of them.
+static void copy_transposed(const float* from, int64_t stride, int64_t depth, int64_t columns, float* to, Sizes& sizes) {
+    Sizes size;
+    for (int64_t k = 0; k < depth; k += kLanes) {
+        Vec v[kLanes];
+        load_transposed(from + k, stride, limited(columns), limited(depth - k), v);
+        for (int64_t i = 0; i < limited(depth - k); i++) store(to + (k + i) * kPanel, v[i]), size.add(v[i]);
     }
+    sizes = size;
+}
+
+// Scales a copied vector of columns, and sums up what its pairs add.
+static void scale_columns(float* w, int64_t depth, const Sizes& sizes, float* scales, float* pair_sums) {
+    Vec scale, sum = {};
+    for (int lane = 0; lane < kLanes; lane++) {
+        scale[lane] = power_of_two(1 / size_of(sizes.squares[lane], sizes.largest[lane], depth));
+        scales[lane] = 1 / scale[lane];
+    }
+    const auto scaled = [&](int64_t k) __attribute__((always_inline)) {
+        const Vec v = load(w + k * kPanel) * scale;
+        store(w + k * kPanel, v);
+        return v;
+    };
+    for (int64_t begin = 0; begin < depth; begin += kDepth) {
+        const int64_t end = smaller(begin + kDepth, depth), paired = begin + paired_channels(end - begin);
+        for (int64_t k = begin; k < paired; k += 4) {
+            const Vec added = scaled(k) * scaled(k + 1);
+            sum += added - scaled(k + 2) * scaled(k + 3);
+        }
+        for (int64_t k = paired; k < end; k++) scaled(k);
+    }
+    store(pair_sums, sum);
+}
+
+constexpr int64_t kTogether = 2;  // groups that are copied side by side: longer pieces of each row
+
+// Groups of columns of the right matrix from `first` on, at most kTogether: copied, scaled, and what their pairs add.
+static void copy_groups(const rk_matrix& m, Span depth, int64_t first, int64_t groups, int64_t columns, float* to,
+                        float* scales, float* pair_sums) {
+    const int64_t column = first * kGroup, size = depth.size();
+    Sizes sizes[kTogether * kGroup / kLanes];
+    const float* const from = m.data + (m.transposed ? column * m.stride + depth.begin : depth.begin * m.stride + column);
+    if (m.transposed)
+        for (int64_t c = 0; c < groups * kGroup; c += kLanes)
+            copy_transposed(from + c * m.stride, m.stride, size, columns - column - c, column_at(to, size, c), sizes[c / kLanes]);
+    else if (groups == kTogether)
+        copy_columns<kTogether>(from, m.stride, size, columns - column, to, sizes);
+    else
+        copy_columns<1>(from, m.stride, size, columns - column, to, sizes);
+    for (int64_t c = 0; c < groups * kGroup; c += kLanes)
+        scale_columns(column_at(to, size, c), size, sizes[c / kLanes], scales + c, pair_sums + c);
 }
 
 // Some rows of the left matrix, a part of the depth.
@@ -86,15 +131,14 @@ static void run(const MatrixProduct& c, float* output, float* workspace) {
 #pragma omp parallel num_threads(c.threads)
     {
         float* const own = workspace + omp_get_thread_num() * plan.own;
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < plan.depths * plan.groups; i++) {
-            const Span depth = scaled_part(c.depth, i / plan.groups);
-            const int64_t group = i % plan.groups;
-            float* const to = packed(i / plan.groups) + group * kGroup * depth.size();
-            copy_group(*c.right, depth, group, c.columns - group * kGroup, to);
-            scale_columns(to, depth.size(), scales + plan.of_group(i / plan.groups, group));
-            sum_pairs({to, depth.size() * kPanel}, depth.size(), pair_sums + plan.of_group(i / plan.groups, group));
-        }
+#pragma omp for schedule(dynamic, 1) collapse(2)
+        for (int64_t d = 0; d < plan.depths; d++)
+            for (int64_t group = 0; group < plan.groups; group += kTogether) {
+                const Span depth = scaled_part(c.depth, d);
+                const int64_t of_group = plan.of_group(d, group);
+                copy_groups(*c.right, depth, group, smaller(kTogether, plan.groups - group), c.columns,
+                            packed(d) + group * kGroup * depth.size(), scales + of_group, pair_sums + of_group);
+            }
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < plan.parts; i++) {
             const Span rows = part(c.rows, plan.parts, i);

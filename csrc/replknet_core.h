@@ -120,22 +120,60 @@ typedef struct rk_matrix {
 RK_API int rk_matmul(const rk_matrix* left, const rk_matrix* right, int64_t rows, int64_t columns, int64_t depth,
                      float* product, int threads);
 
-/* Batch norm of contiguous float32 rows (pixels) with the statistics of all rows, and the activation behind it. `weight`
- * and `bias`, of a value for each channel, may be NULL for ones and zeros. rows >= 1. */
+/* A batch norm with the statistics of the batch. `weight` and `bias` may be NULL for ones and zeros. `mean` and the biased
+ * `variance` are written by a forward pass and read by the backward pass. The running statistics, both NULL or both not, and the
+ * count of batches, which may be NULL, are moved by a forward pass: the former by `momentum` towards those of the batch. */
 typedef struct rk_norm {
-    int64_t rows, channels;
     const float *weight, *bias;
-    float eps;
-    int32_t activation, threads;
+    float *mean, *variance;
+    float *running_mean, *running_variance;
+    int64_t* batches;
+    float *grad_weight, *grad_bias;
+    float eps, momentum;
 } rk_norm;
 
-/* output = activation((input - mean) / sqrt(variance + eps) * weight + bias); writes the mean and the biased variance of
- * each channel. */
-RK_API int rk_norm_forward(const rk_norm* norm, const float* input, float* mean, float* variance, float* output);
+/* output = activation((input - mean) / sqrt(variance + eps) * weight + bias), of contiguous float32 rows (pixels), at least one. */
+RK_API int rk_norm_forward(const rk_norm* norm, int64_t rows, int64_t channels, int activation, const float* input,
+                           float* output, int threads);
 
-/* The gradients, from what the forward pass read and wrote. */
-RK_API int rk_norm_backward(const rk_norm* norm, const float* input, const float* mean, const float* variance,
-                            const float* grad_output, float* grad_input, float* grad_weight, float* grad_bias);
+/* The gradients; that of the input may be written over that of the output. */
+RK_API int rk_norm_backward(const rk_norm* norm, int64_t rows, int64_t channels, int activation, const float* input,
+                            const float* grad_output, float* grad_input, int threads);
+
+/* A depthwise convolution in training: its three passes on channels-last images. */
+typedef struct rk_depthwise {
+    const rk_problem *forward, *grad_input, *grad_weight;
+    const float* weight;
+    float* weight_gradient;
+} rk_depthwise;
+
+/* A residual block in training, on contiguous float32 rows (pixels of all images):
+ *
+ *     output = input + image_scales * norms[4](second(inside(activation(norms[1](first(norms[0](input)))))))
+ *
+ * where `first` and `second` are 1x1 convolutions, their weights (width, channels) and (channels, width), and what is inside is
+ * nothing if `large` is NULL, else relu(norms[2](large(..))), or relu(norms[2](large(..)) + norms[3](small(..))) if `small` is
+ * not NULL. `image_scales`, one for each image, may be NULL for ones. `maps` is memory for rk_branch_map_floats numbers, which
+ * a forward pass writes and the backward pass reads. */
+typedef struct rk_branch {
+    int64_t rows, images, channels, width;
+    int32_t activation, threads;
+    const float *first, *second;
+    float *grad_first, *grad_second;
+    const rk_depthwise *large, *small;
+    rk_norm norms[5];
+    const float* image_scales;
+    const float* input;
+    float *output, *maps;
+} rk_branch;
+
+RK_API int64_t rk_branch_map_floats(const rk_branch* branch);
+
+/* Blocks of the same rows and channels, at least one. RK_UNSUPPORTED where a product or a pass is not native. */
+RK_API int rk_branches_forward(const rk_branch* branches, int64_t count);
+
+/* The gradients of all parameters and of the first input, after the outputs of the forward pass are inputs of what follows. */
+RK_API int rk_branches_backward(const rk_branch* branches, int64_t count, const float* grad_output, float* grad_input);
 
 /* Comma-separated instruction sets that are compiled in and that this machine executes, best first. */
 RK_API const char* rk_available_isas(void);

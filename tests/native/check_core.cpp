@@ -298,23 +298,41 @@ double norm_error() {
     Floats x(rows * channels), y(rows * channels), grad(rows * channels), grad_input(rows * channels);
     Floats weight(channels), bias(channels), mean(channels), variance(channels), grad_weight(channels),
         grad_bias(channels);
-    const bool affine = pick(0, 1);
-    const rk_norm n = {rows, channels, affine ? weight.data() : nullptr, affine ? bias.data() : nullptr, 1e-5f,
-                       pick({RK_IDENTITY, RK_RELU, RK_GELU}), pick(1, 3)};
-    if (rk_norm_forward(&n, x.data(), mean.data(), variance.data(), y.data()) ||
-        rk_norm_backward(&n, x.data(), mean.data(), variance.data(), grad.data(), grad_input.data(),
-                         grad_weight.data(), grad_bias.data()))
+    Floats running_mean(channels), running_variance(channels);
+    const float moved_mean = float(running_mean.at(0)), moved_variance = float(running_variance.at(0));
+    const bool affine = pick(0, 1), moves = pick(0, 1);
+    const int activation = pick({RK_IDENTITY, RK_RELU, RK_GELU}), threads = pick(1, 3);
+    int64_t batches = 4;
+    const rk_norm n = {affine ? weight.data() : nullptr,
+                       affine ? bias.data() : nullptr,
+                       mean.data(),
+                       variance.data(),
+                       moves ? running_mean.data() : nullptr,
+                       moves ? running_variance.data() : nullptr,
+                       moves ? &batches : nullptr,
+                       grad_weight.data(),
+                       grad_bias.data(),
+                       1e-5f,
+                       0.25f};
+    if (rk_norm_forward(&n, rows, channels, activation, x.data(), y.data(), threads) ||
+        rk_norm_backward(&n, rows, channels, activation, x.data(), grad.data(), grad_input.data(), threads) ||
+        batches != (moves ? 5 : 4))
         return INFINITY;
     double worst = 0;
     for (int64_t c = 0; c < channels; c++) {
         double sum = 0, squares = 0, sum_grad = 0;
         for (int64_t r = 0; r < rows; r++) sum += x.at(r * channels + c) / rows;
         for (int64_t r = 0; r < rows; r++) squares += std::pow(x.at(r * channels + c) - sum, 2) / rows;
+        if (moves && !c) {
+            const double unbiased = squares * rows / (rows - 1);
+            worst = std::max({worst, std::abs(running_mean.at(0) - (0.75 * moved_mean + 0.25 * sum)),
+                              std::abs(running_variance.at(0) - (0.75 * moved_variance + 0.25 * unbiased))});
+        }
         for (int64_t r = 0; r < rows; r++) {
             const int64_t i = r * channels + c;
             const double scale = (affine ? weight.at(c) : 1) / std::sqrt(squares + n.eps);
             const double z = (x.at(i) - sum) * scale + (affine ? bias.at(c) : 0), phi = std::erfc(-z / std::sqrt(2)) / 2;
-            const bool gelu = n.activation == RK_GELU, relu = n.activation == RK_RELU;
+            const bool gelu = activation == RK_GELU, relu = activation == RK_RELU;
             worst = std::max(worst, std::abs(y.at(i) - (gelu ? z * phi : relu ? std::max(z, 0.0) : z)));
             if (relu && std::abs(z) < 1e-5) return worst;  // either slope is right
             const double slope = gelu ? phi + z * std::exp(-z * z / 2) / std::sqrt(2 * M_PI) : relu ? z > 0 : 1;
@@ -448,6 +466,61 @@ double matmul_error() {
     return worst / largest;
 }
 
+// A residual block in training with every other pass: how far its gradients are from those of a scale that norms take away. If
+// the first weight is multiplied by a number, outputs stay and so does the product of weight and gradient, which is zero.
+double branch_error() {
+    const int64_t images = pick(1, 3), height = pick(5, 9), width = pick(5, 9), rows = images * height * width;
+    const int64_t channels = pick(4, 40), wide = pick(1, 40);
+    const int threads = pick(1, 3), kernels = pick(0, 2);
+    Floats x(rows * channels), y(rows * channels), grad(rows * channels), grad_x(rows * channels), scales(images);
+    Floats first(wide * channels), second(channels * wide), grad_first(wide * channels), grad_second(channels * wide);
+    std::vector<std::unique_ptr<Floats>> of_norms;
+    const auto floats = [&](int64_t count) { return of_norms.emplace_back(std::make_unique<Floats>(count))->data(); };
+    rk_branch b = {};
+    b.rows = rows, b.images = images, b.channels = channels, b.width = wide;
+    b.activation = pick({RK_RELU, RK_GELU}), b.threads = threads;
+    b.first = first.data(), b.second = second.data();
+    b.grad_first = grad_first.data(), b.grad_second = grad_second.data();
+    for (int i = 0; i < 5; i++) {
+        const int64_t size = i % 4 ? wide : channels;
+        b.norms[i] = {floats(size), floats(size), floats(size), floats(size), nullptr, nullptr,
+                      nullptr,      floats(size), floats(size), 1e-12f,       0};
+    }
+    rk_problem passes[2][3];
+    rk_depthwise depthwise[2];
+    for (int k = 0; k < kernels; k++) {
+        const int32_t size = int32_t(k ? 3 : pick({3, 5, 7}));
+        const int64_t strides[] = {height * width * wide, 1, width * wide, wide};
+        for (int pass = 0; pass < 3; pass++) {
+            rk_problem& p = passes[k][pass];
+            p = {images, wide, height, width, height, width, {}, {}, size, size, 1, 1, 1, 1, size / 2, size / 2,
+                 pass,   pick({RK_DIRECT, RK_FFT}), RK_F32, 0, 0, threads};
+            std::copy(strides, strides + 4, p.input_stride);
+            std::copy(strides, strides + 4, p.output_stride);
+        }
+        depthwise[k] = {&passes[k][0], &passes[k][1], &passes[k][2], floats(wide * size * size), floats(wide * size * size)};
+    }
+    b.large = kernels > 0 ? &depthwise[0] : nullptr;
+    b.small = kernels > 1 ? &depthwise[1] : nullptr;
+    b.image_scales = pick(0, 1) ? scales.data() : nullptr;
+    Floats maps(rk_branch_map_floats(&b));
+    b.input = x.data(), b.output = y.data(), b.maps = maps.data();
+    const bool missing = std::strcmp(rk_isa(), "amx") && std::strcmp(rk_isa(), "zen4");
+    const int status = rk_branches_forward(&b, 1);
+    if (missing) return status == RK_UNSUPPORTED ? 0 : INFINITY;
+    if (status || rk_branches_backward(&b, 1, grad.data(), grad_x.data())) return INFINITY;
+    double worst = 0;
+    for (int64_t o = 0; o < wide; o++) {
+        double product = 0, sizes = 0;
+        for (int64_t i = o * channels; i < (o + 1) * channels; i++) {
+            product += first.at(i) * grad_first.at(i);
+            sizes += std::abs(first.at(i) * grad_first.at(i));
+        }
+        worst = std::max(worst, std::abs(product) / (sizes + 1e-2));
+    }
+    return worst;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -478,6 +551,7 @@ int main(int argc, char** argv) {
         check_all("pointwise", pointwise_error, 5e-6);
         check_all("blocks", blocks_error, 0);
         check_all("products of matrices", matmul_error, 2e-6);
+        check_all("residual blocks in training", branch_error, 2e-4);
         failures += check.failures + (check.runs[RK_DIRECT] < problems / 3);
     }
     return failures ? 1 : 0;

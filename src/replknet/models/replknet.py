@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from replknet.models.recompute import checkpoint_block
 from replknet.nn import DepthwiseConv2d, PointwiseConv2d, ReparamLargeKernelConv
-from replknet.nn.norm import FusingSequential, has_hooks, run_layers
+from replknet.nn.norm import FusingSequential
 from replknet.nn.reparam import check_kernels
+from replknet.nn.residual import ResidualBlock, run_blocks
 
 Form = Literal["training", "merged", "deep_fused", "fused"]
 """How much of the network has been folded away.
@@ -68,7 +69,7 @@ def pre_norm(channels: int, form: Form) -> nn.Module:
     return nn.Identity() if form == "fused" else nn.BatchNorm2d(channels)
 
 
-class RepLKBlock(nn.Module):
+class RepLKBlock(ResidualBlock):
     """``x + drop_path(pw2(relu(LK(relu(pw1(BN(x)))))))`` on (N, channels, H, W)."""
 
     def __init__(
@@ -91,13 +92,11 @@ class RepLKBlock(nn.Module):
         self.pw2 = conv_bn(width, channels, 1, form=form)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.pw1(self.prelkb_bn(x))
-        out = self.lk_nonlinear(self.large_kernel(out))
-        return x + self.drop_path(self.pw2(out))
+    def layers(self) -> Sequence[nn.Module]:
+        return self.prelkb_bn, self.pw1, self.large_kernel, self.lk_nonlinear, self.pw2
 
 
-class ConvFFN(nn.Module):
+class ConvFFN(ResidualBlock):
     """``x + drop_path(pw2(gelu(pw1(BN(x)))))`` on (N, channels, H, W); exact GELU."""
 
     def __init__(
@@ -111,12 +110,8 @@ class ConvFFN(nn.Module):
         self.pw2 = conv_bn(width, channels, 1, form=form)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        # With its parts in sight, the batch norm of pw1 and the activation become one operation.
-        opened = isinstance(self.pw1, FusingSequential) and not has_hooks(self.pw1)
-        layers = (*self.pw1, self.nonlinear) if opened else (self.pw1, self.nonlinear)
-        out = run_layers(layers, self.preffn_bn(x))
-        return x + self.drop_path(self.pw2(out))
+    def layers(self) -> Sequence[nn.Module]:
+        return self.preffn_bn, self.pw1, self.nonlinear, self.pw2
 
 
 class RepLKNetStage(nn.Module):
@@ -148,11 +143,10 @@ class RepLKNetStage(nn.Module):
         self.norm = nn.BatchNorm2d(channels) if norm_features else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        if not (self.grad_checkpointing and self.training):
+            return run_blocks(self.blocks, x)
         for block in self.blocks:
-            if self.grad_checkpointing and self.training:
-                x = checkpoint_block(block, x)
-            else:
-                x = block(x)
+            x = checkpoint_block(block, x)
         return x
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeGuard
+from typing import Literal, TypeGuard
 
 from torch import Tensor, nn
 
 from replknet.ops.batch_norm import batch_norm, suits_native
-from replknet.ops.pointwise import Activation
 
 
 class FusingSequential(nn.Sequential):
@@ -43,7 +42,7 @@ def norm_act(norm: nn.Module, activation: nn.Module, input: Tensor) -> Tensor:
     in training mode with an ``nn.ReLU`` or exact ``nn.GELU`` behind it, on float32 channels-last
     maps of a CPU; the two modules elsewhere, and where either has hooks.
     """
-    name = _name(activation)
+    name = activation_name(activation)
     if (
         name is not None
         and type(norm) is nn.BatchNorm2d
@@ -79,7 +78,8 @@ def record_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, coun
     norm.running_var.lerp_(variance * (count / max(count - 1, 1)), momentum)
 
 
-def _name(activation: nn.Module) -> Activation | None:
+def activation_name(activation: nn.Module) -> Literal["relu", "gelu"] | None:
+    """Name of a plain ReLU or exact GELU."""
     if type(activation) is nn.ReLU:
         return "relu"
     if type(activation) is nn.GELU and activation.approximate == "none":

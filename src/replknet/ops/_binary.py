@@ -86,13 +86,53 @@ class NormStruct(ctypes.Structure):
     """``rk_norm`` of csrc/replknet_core.h."""
 
     _fields_ = [
-        ("rows", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("mean", ctypes.c_void_p),
+        ("variance", ctypes.c_void_p),
+        ("running_mean", ctypes.c_void_p),
+        ("running_variance", ctypes.c_void_p),
+        ("batches", ctypes.c_void_p),
+        ("grad_weight", ctypes.c_void_p),
+        ("grad_bias", ctypes.c_void_p),
         ("eps", ctypes.c_float),
+        ("momentum", ctypes.c_float),
+    ]
+
+
+class DepthwiseStruct(ctypes.Structure):
+    """``rk_depthwise`` of csrc/replknet_core.h."""
+
+    _fields_ = [
+        ("forward", ctypes.POINTER(ProblemStruct)),
+        ("grad_input", ctypes.POINTER(ProblemStruct)),
+        ("grad_weight", ctypes.POINTER(ProblemStruct)),
+        ("weight", ctypes.c_void_p),
+        ("weight_gradient", ctypes.c_void_p),
+    ]
+
+
+class BranchStruct(ctypes.Structure):
+    """``rk_branch`` of csrc/replknet_core.h."""
+
+    _fields_ = [
+        ("rows", ctypes.c_int64),
+        ("images", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("width", ctypes.c_int64),
         ("activation", ctypes.c_int32),
         ("threads", ctypes.c_int32),
+        ("first", ctypes.c_void_p),
+        ("second", ctypes.c_void_p),
+        ("grad_first", ctypes.c_void_p),
+        ("grad_second", ctypes.c_void_p),
+        ("large", ctypes.POINTER(DepthwiseStruct)),
+        ("small", ctypes.POINTER(DepthwiseStruct)),
+        ("norms", NormStruct * 5),
+        ("image_scales", ctypes.c_void_p),
+        ("input", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("maps", ctypes.c_void_p),
     ]
 
 
@@ -109,6 +149,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     problem = ctypes.POINTER(ProblemStruct)
     layer, sizes = ctypes.POINTER(LayerStruct), [ctypes.c_int64] * 2
     norm, matrix = ctypes.POINTER(NormStruct), ctypes.POINTER(MatrixStruct)
+    branch = ctypes.POINTER(BranchStruct)
     pointer, text = ctypes.c_void_p, ctypes.c_char_p
     for name, result, arguments in (
         ("rk_supports", ctypes.c_int, [problem]),
@@ -141,8 +182,19 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             ctypes.c_int,
             [matrix, matrix, *sizes, ctypes.c_int64, pointer, ctypes.c_int],
         ),
-        ("rk_norm_forward", ctypes.c_int, [norm, *[pointer] * 4]),
-        ("rk_norm_backward", ctypes.c_int, [norm, *[pointer] * 7]),
+        (
+            "rk_norm_forward",
+            ctypes.c_int,
+            [norm, *sizes, ctypes.c_int, *[pointer] * 2, ctypes.c_int],
+        ),
+        (
+            "rk_norm_backward",
+            ctypes.c_int,
+            [norm, *sizes, ctypes.c_int, *[pointer] * 3, ctypes.c_int],
+        ),
+        ("rk_branch_map_floats", ctypes.c_int64, [branch]),
+        ("rk_branches_forward", ctypes.c_int, [branch, ctypes.c_int64]),
+        ("rk_branches_backward", ctypes.c_int, [branch, ctypes.c_int64, *[pointer] * 2]),
         ("rk_available_isas", text, []),
         ("rk_isa", text, []),
         ("rk_force_isa", ctypes.c_int, [text]),

@@ -6,6 +6,7 @@ a CPU. Unlike PyTorch's two modules they keep one tensor for the backward pass, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -63,7 +64,8 @@ def run_forward(
     output = torch.empty_like(input)
     mean, variance = input.new_empty(input.shape[1]), input.new_empty(input.shape[1])
     weight, bias = _contiguous(weight), _contiguous(bias)
-    _call("forward", _struct(input, weight, bias, eps, activation), input, mean, variance, output)
+    norm = struct((weight, bias, mean, variance), eps)
+    _run("rk_norm_forward", norm, activation, input, output)
     return output, mean, variance
 
 
@@ -83,34 +85,44 @@ def run_backward(
     grad_input, grad_weight = torch.empty_like(input), torch.empty_like(mean)
     grad_bias = torch.empty_like(mean)
     weight, bias = _contiguous(weight), _contiguous(bias)
-    struct = _struct(input, weight, bias, eps, activation)
-    _call(
-        "backward", struct, input, mean, variance, grad_output, grad_input, grad_weight, grad_bias
-    )
+    norm = struct((weight, bias, mean, variance), eps, grads=(grad_weight, grad_bias))
+    _run("rk_norm_backward", norm, activation, input, grad_output, grad_input)
     return grad_input, grad_weight, grad_bias
+
+
+def struct(
+    values: Sequence[Tensor | None],
+    eps: float,
+    momentum: float = 0.0,
+    moved: Sequence[Tensor | None] = (None, None, None),
+    grads: Sequence[Tensor | None] = (None, None),
+) -> _binary.NormStruct:
+    """A batch norm for the native core, of tensors that must outlive it.
+
+    Args:
+        values: Weight, bias, mean and variance of the batch.
+        eps: Added to the variance.
+        momentum: Of the running statistics.
+        moved: Running mean, running variance and count of batches.
+        grads: Gradients of weight and bias.
+    """
+    addresses = (None if t is None else t.data_ptr() for t in (*values, *moved, *grads))
+    return _binary.NormStruct(*addresses, eps, momentum)
 
 
 def _contiguous(values: Tensor | None) -> Tensor | None:
     return None if values is None else values.contiguous()
 
 
-def _struct(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str
-) -> _binary.NormStruct:
-    return _binary.NormStruct(
-        input.numel() // input.shape[1],
-        input.shape[1],
-        None if weight is None else weight.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        eps,
-        ACTIVATIONS[cast("Activation", activation)],
-        torch.get_num_threads(),
-    )
-
-
-def _call(pass_: str, struct: _binary.NormStruct, *tensors: Tensor) -> None:
-    function = getattr(_binary.library, f"rk_norm_{pass_}")
-    if function(struct, *(tensor.data_ptr() for tensor in tensors)):
+def _run(
+    name: str, norm: _binary.NormStruct, activation: str, input: Tensor, *rest: Tensor
+) -> None:
+    channels = input.shape[1]
+    maps = (tensor.data_ptr() for tensor in (input, *rest))
+    code = ACTIVATIONS[cast("Activation", activation)]
+    rows = input.numel() // channels
+    run = getattr(_binary.library, name)
+    if run(norm, rows, channels, code, *maps, torch.get_num_threads()):
         raise MemoryError("not enough memory for the sums of a batch norm")
 
 

@@ -79,6 +79,10 @@ class NativeAlgorithm:
         self._run(struct, problem, input, _float32(weight), None, bias, output)
         return output
 
+    def struct(self, problem: Problem) -> _binary.ProblemStruct:
+        """The problem for tensors in its layout; not to be changed."""
+        return _struct(problem, self._code, torch.get_num_threads())
+
     def spectrum_bytes(self, problem: Problem) -> int:
         """Size of the spectra that ``prepare`` makes; 0 if it makes none."""
         return _library().rk_spectrum_bytes(self.prepared_struct(problem, relu=False))
@@ -124,13 +128,13 @@ class NativeAlgorithm:
     def grad_input(self, problem: Problem, grad_output: Tensor, weight: Tensor) -> Tensor:
         size = (problem.batch, problem.channels, problem.height, problem.width)
         gradient = torch.empty_strided(size, problem.strides[0], dtype=problem.dtype)
-        struct = _struct(problem, self._code, torch.get_num_threads())
+        struct = self.struct(problem)
         self._run(struct, problem, gradient, _float32(weight), None, None, grad_output)
         return gradient
 
     def grad_weight(self, problem: Problem, grad_output: Tensor, input: Tensor) -> Tensor:
         gradient = torch.empty(problem.channels, 1, *problem.kernel_size, dtype=torch.float32)
-        struct = _struct(problem, self._code, torch.get_num_threads())
+        struct = self.struct(problem)
         self._run(struct, problem, input, gradient, None, None, grad_output)
         return gradient if problem.dtype == torch.float32 else gradient.to(problem.dtype)
 

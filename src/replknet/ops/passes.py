@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from replknet.ops.arguments import memory_format
@@ -57,9 +56,4 @@ def grad_weight(problem: Problem, grad_output: Tensor, input: Tensor, algorithm:
     problem, taps = trim(problem)
     input = input.contiguous(memory_format=format)
     grad_output = grad_output.contiguous(memory_format=format)
-    gradient = choose(problem, algorithm).grad_weight(problem, grad_output, input)
-    if gradient.shape == size:
-        return gradient.contiguous()
-    whole = torch.zeros(size, dtype=gradient.dtype, device=gradient.device)
-    whole[:, :, taps.top : taps.bottom, taps.left : taps.right] = gradient
-    return whole
+    return taps.spread(choose(problem, algorithm).grad_weight(problem, grad_output, input), size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -24,6 +25,14 @@ class Taps:
         if (self.bottom - self.top, self.right - self.left) == tuple(weight.shape[2:]):
             return weight.contiguous()
         return weight[:, :, self.top : self.bottom, self.left : self.right].contiguous()
+
+    def spread(self, gradient: Tensor, size: Sequence[int]) -> Tensor:
+        """Gradient of a weight of that size from the one of these taps: zero at the others."""
+        if gradient.shape == size:
+            return gradient.contiguous()
+        whole = gradient.new_zeros(size)
+        whole[:, :, self.top : self.bottom, self.left : self.right] = gradient
+        return whole
 
 
 @lru_cache(maxsize=4096)
