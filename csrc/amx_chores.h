@@ -116,7 +116,8 @@ class Finisher {
         to_ += to_below_;
     }
     void finish(Vec* v) {
-        for (int i = 0; i < 2; i++) v[i] = activated(*p_, p_->bias ? v[i] + load(p_->bias + column_ + i * kLanes) : v[i]);
+        for (int i = 0; i < 2; i++)
+            v[i] = activated(p_->activation, p_->bias ? v[i] + load(p_->bias + column_ + i * kLanes) : v[i]);
         if (to_) {
             tiles::store_parts(to_, v[0], v[1]);
             to_ += tiles::kDepth;

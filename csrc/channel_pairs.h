@@ -30,33 +30,32 @@ static RK_INLINE Span scaled_part(int64_t depth, int64_t i) { return {i * kScale
 // How a block of channels is taken: `paired` of them, a multiple of four, first, and half as many beside them.
 static RK_INLINE int64_t paired_channels(int64_t depth) { return depth / 6 * 4; }
 
-template <int... I>
-static RK_INLINE Vec neighbours(Vec v, Indices<I...>) {
-    return __builtin_shufflevector(v, v, (I ^ 1)...);
+// Each lane from the one whose number differs in the bit kApart.
+template <int kApart, int... I>
+static RK_INLINE Vec swapped(Vec v, Indices<I...>) {
+    return __builtin_shufflevector(v, v, (I ^ kApart)...);
 }
 
+// All lanes together.
+template <int kApart = kLanes / 2, class Join>
+static RK_INLINE float joined(Vec v, Join join) {
+    if constexpr (kApart == 0)
+        return v[0];
+    else
+        return joined<kApart / 2>(join(v, swapped<kApart>(v, Lanes{})), join);
+}
 static RK_INLINE float total(Vec v) {
-    float lanes[kLanes];
-    store(lanes, v);
-    for (int half = kLanes / 2; half; half /= 2)
-        for (int lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
-    return lanes[0];
+    return joined(v, [](Vec a, Vec b) { return a + b; });
 }
-
 static RK_INLINE float largest_of(Vec v) {
-    float lanes[kLanes];
-    store(lanes, v);
-    for (int half = kLanes / 2; half; half /= 2)
-        for (int lane = 0; lane < half; lane++)
-            lanes[lane] = lanes[lane] > lanes[lane + half] ? lanes[lane] : lanes[lane + half];
-    return lanes[0];
+    return joined(v, [](Vec a, Vec b) { return a > b ? a : b; });
 }
 
 // The products of neighbours, of pairs that are subtracted with the opposite sign.
 static RK_INLINE Vec add_pairs(Vec sum, Vec v) {
     Vec half;
     for (int lane = 0; lane < kLanes; lane++) half[lane] = lane & 2 ? -0.5f : 0.5f;
-    return sum + v * half * neighbours(v, Lanes{});
+    return sum + v * half * swapped<1>(v, Lanes{});
 }
 
 // The power of two next to `x`, as far as it and its inverse are normal numbers.
@@ -277,7 +276,7 @@ static RK_INLINE int64_t group_floats(int64_t rows) { return kGroup * ceil_div(r
 
 // Where the input channels of a product are, that are scaled together.
 struct ScaledPart {
-    const PairedRows& rows;
+    PairedRows rows;
     int64_t index;  // within `rows`
     Span channels;  // within the product
     bool is_last(const Product& p) const { return channels.end == p.depth; }
@@ -302,25 +301,28 @@ static void multiply_group(const Product& p, const ScaledPart& pixels, Span rows
         for (int64_t s = 0; s < strips; s++) {
             const int64_t column = first + s * kTileColumns;
             const int64_t at = (t * kGroup + s * kTileColumns) * kPairRows;  // of the tile's totals
-            const auto product = [&](int64_t row, int64_t c, Vec sum) {
-                Vec v = pixels.restored(row, sum - load(pair_sums + c - first));
-                if (p.output_sizes) v *= load(p.output_sizes + c);
-                return channels.begin ? v + load(totals + at + (row - tile.begin) * kTileColumns + c - column) : v;
-            };
+            const float* const before = channels.begin ? totals + at : nullptr;
             if (pixels.is_last(p)) fetch_output(p, tile, column);
             multiply_rows_in_pairs(tile.size(), pixels.at(tile.begin), pixels.rows.count * PairedRows::kStride,
                                    weights_at(p, channels.begin, column), channels.size(),
                                    next.some(part(next.channels, tiles * strips, t * strips + s)), sums);
+            const auto product_of = [&](int64_t c, Vec bias) {
+                const Vec of_weights = load(pair_sums + c - first), size = p.output_sizes ? load(p.output_sizes + c) : broadcast(1);
+                const float* const total = before ? before + c - column - tile.begin * kTileColumns : nullptr;
+                return [=](int64_t row, Vec sum) __attribute__((always_inline)) {
+                    const Vec v = pixels.restored(row, sum - of_weights) * size + bias;
+                    return total ? v + load(total + row * kTileColumns) : v;
+                };
+            };
             if (pixels.is_last(p)) {
-                finish(p, sums, tile, column, [&](int64_t row, int64_t c, Vec sum) {
-                    const Vec v = product(row, c, sum);
-                    return p.bias ? v + load(p.bias + c) : v;
-                });
+                finish(p, sums, tile, column, [&](int64_t c) { return product_of(c, p.bias ? load(p.bias + c) : Vec{}); });
                 continue;
             }
-            for (int64_t row = tile.begin, i = 0; row < tile.end; row++)
-                for (int64_t c = 0; c < kTileColumns; c += kLanes, i += kLanes)
-                    store(totals + at + i, product(row, column + c, load(sums + i)));
+            for (int64_t c = 0; c < kTileColumns; c += kLanes) {
+                const auto product = product_of(column + c, Vec{});
+                for (int64_t row = tile.begin, i = c; row < tile.end; row++, i += kTileColumns)
+                    store(totals + at + i, product(row, load(sums + i)));
+            }
         }
     }
 }

@@ -25,6 +25,8 @@ static RK_INLINE float* column_at(float* groups, int64_t depth, int64_t column) 
     return groups + column / kPanel * depth * kPanel + column % kPanel;
 }
 
+constexpr int64_t kFetchedAhead = 16;  // rows of the right matrix
+
 // Some groups of columns of the right matrix, of which `columns` are left.
 template <int kGroups>
 static void copy_columns(const float* from, int64_t stride, int64_t depth, int64_t columns, float* to, Sizes* sizes) {
@@ -33,6 +35,7 @@ static void copy_columns(const float* from, int64_t stride, int64_t depth, int64
     for (int64_t k = 0; k < depth; k++, from += stride)
 #pragma GCC unroll 8
         for (int v = 0; v < kWide; v++) {
+            __builtin_prefetch(from + kFetchedAhead * stride + v * kLanes, 0, 2);
             const Vec x = load_some(from + v * kLanes, int(limited(columns - v * kLanes)));
             store(column_at(to, depth, v * kLanes) + k * kPanel, x);
             size[v].add(x);
@@ -45,6 +48,7 @@ static void copy_transposed(const float* from, int64_t stride, int64_t depth, in
     Sizes size;
     for (int64_t k = 0; k < depth; k += kLanes) {
         Vec v[kLanes];
+        for (int64_t r = 0; r < kLanes; r++) __builtin_prefetch(from + r * stride + k + 4 * kLanes, 0, 2);
         load_transposed(from + k, stride, limited(columns), limited(depth - k), v);
         for (int64_t i = 0; i < limited(depth - k); i++) store(to + (k + i) * kPanel, v[i]), size.add(v[i]);
     }

@@ -11,21 +11,28 @@ namespace pointwise {
 constexpr int64_t kGroup = RK_COLUMNS;
 static RK_INLINE int64_t groups(const Product& p) { return ceil_div(p.columns, kGroup); }
 
-// Activation and residual on the way from the block to the output, of value(row, channel, sum).
-template <class Value>
-static RK_INLINE void finish(const Product& p, const float* block, Span rows, int64_t column, Value value) {
-    const int64_t valid = smaller(kTileColumns, p.columns - column);
-    for (int64_t r = rows.begin; r < rows.end; r++, block += kTileColumns) {
-        float* output = p.output + r * p.output_stride + column;
-        const float* residual = p.residual ? p.residual + r * p.output_stride + column : nullptr;
-        for (int64_t c = 0; c < valid; c += kLanes) {
-            const Vec v = activated(p, value(r, column + c, load(block + c)));
-            const int lanes = int(smaller(kLanes, valid - c));
-            if (lanes == kLanes) {
-                store(output + c, residual ? v + load(residual + c) : v);
-            } else {
-                store_some(output + c, residual ? v + load_some(residual + c, lanes) : v, lanes);
+// Activation and residual on the way from the block to the output: values_of(channel) is a function of the row and the sum, for
+// a vector of channels.
+template <class ValuesOf>
+static RK_INLINE void finish(const Product& p, const float* block, Span rows, int64_t column, ValuesOf values_of) {
+    const int64_t valid = smaller(kTileColumns, p.columns - column), stride = p.output_stride;
+    const int activation = p.activation;
+    for (int64_t c = 0; c < valid; c += kLanes) {
+        const auto value = values_of(column + c);
+        const int lanes = int(smaller(kLanes, valid - c));
+        float* output = p.output + rows.begin * stride + column + c;
+        const float* residual = p.residual ? p.residual + rows.begin * stride + column + c : nullptr;
+        const float* sums = block + c;
+        for (int64_t r = rows.begin; r < rows.end; r++, sums += kTileColumns, output += stride) {
+            Vec v = activated(activation, value(r, load(sums)));
+            if (residual) {
+                v += lanes == kLanes ? load(residual) : load_some(residual, lanes);
+                residual += stride;
             }
+            if (lanes == kLanes)
+                store(output, v);
+            else
+                store_some(output, v, lanes);
         }
     }
 }
@@ -73,8 +80,10 @@ static void compute_group(const Product& p, const Rows& rows, int64_t group, boo
     const int64_t strips = ceil_div(last - first, kTileColumns);
     const int64_t tiles = ceil_div(rows.count, kTileRows), blocks = depth_blocks(p.depth);
     alignas(64) static const float zeros[kTileColumns] = {};
-    const auto value = [&](int64_t, int64_t channel, Vec sum) {
-        return p.output_sizes ? sum * load(p.output_sizes + channel) + load(p.bias + channel) : sum;
+    const auto values_of = [&](int64_t channel) {
+        const bool divided = p.output_sizes;
+        const Vec size = divided ? load(p.output_sizes + channel) : Vec{}, bias = divided ? load(p.bias + channel) : Vec{};
+        return [=](int64_t, Vec sum) { return divided ? sum * size + bias : sum; };
     };
     for (int64_t b = 0; b < blocks; b++) {
         const Span depth = depth_block(p.depth, b);
@@ -92,7 +101,7 @@ static void compute_group(const Product& p, const Rows& rows, int64_t group, boo
                 if (b + 1 == blocks) fetch_output(p, written, column);
                 multiply_rows(tile.size(), pixels, weights_at(p, depth.begin, column), depth.size(), start, block,
                               fetch ? rows.pixels.data + tile.end * stride : nullptr);
-                if (b + 1 == blocks) finish(p, block, written, column, value);
+                if (b + 1 == blocks) finish(p, block, written, column, values_of);
             }
         }
     }

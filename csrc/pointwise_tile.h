@@ -146,9 +146,9 @@ static RK_INLINE void multiply_rows(int64_t rows, Pixels pixels, Weights weights
         multiply_rows<kRows - 1>(rows, pixels, weights, depth, start, block, next);
 }
 
-static RK_INLINE Vec activated(const Product& p, Vec v) {
-    if (p.activation == RK_RELU) return max_with_zero(v);
-    if (p.activation == RK_GELU) return gelu(v);
+static RK_INLINE Vec activated(int activation, Vec v) {
+    if (activation == RK_RELU) return max_with_zero(v);
+    if (activation == RK_GELU) return gelu(v);
     return v;
 }
 

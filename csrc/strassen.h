@@ -163,7 +163,7 @@ static void join(const Product& p, Span pairs, int64_t column, const float* prod
                 for (int right = 0; right < 2; right++) {
                     const int64_t channel = column + v + right * half;
                     Vec& value = c[row][right];
-                    value = activated(p, value + load(p.bias + channel));
+                    value = activated(p.activation, value + load(p.bias + channel));
                     if (next) continue;
                     const int64_t at = (2 * pair + row) * p.output_stride + channel;
                     store(p.output + at, p.residual ? value + load(p.residual + at) : value);
