@@ -1,12 +1,9 @@
 // Residual blocks for inference, all of a stage in one call.
 #include <algorithm>
-#include <chrono>
 
 #include "core.h"
 
 namespace {
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // A residual block on some images.
 struct Block {

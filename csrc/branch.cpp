@@ -85,14 +85,37 @@ struct Branch {
         return round_up(most);
     }
 
+    template <class Run>
+    void timed(int kind, Run run) const {
+        const double start = b.seconds ? now() : 0;
+        run();
+        if (b.seconds) b.seconds[kind] += now() - start;
+    }
+
     auto product(float* output) const {
         return [this, output](const rk_matrix& left, const rk_matrix& right, int64_t rows, int64_t columns, int64_t depth) {
-            core.run(MatrixProduct{&left, &right, rows, columns, depth, b.threads}, output, workspace);
+            timed(RK_PRODUCTS, [&] {
+                core.run(MatrixProduct{&left, &right, rows, columns, depth, b.threads}, output, workspace);
+            });
         };
     }
 
-    void convolve(const rk_problem* pass, float* input, float* weight, float* output) const {
-        core.run({pass, input, weight, nullptr, nullptr, output, nullptr, 0}, &Algorithm::run, workspace);
+    void convolve(int kind, const rk_problem* pass, float* input, float* weight, float* output) const {
+        timed(kind, [&] {
+            core.run({pass, input, weight, nullptr, nullptr, output, nullptr, 0}, &Algorithm::run, workspace);
+        });
+    }
+
+    int normalize(const Norms& norms, const Residual& after, float* output) const {
+        int status;
+        timed(RK_NORMS, [&] { status = core.isa.norm_forward(norms, after, output); });
+        return status;
+    }
+
+    int differentiate(const Norms& norms, const Residual& after, const float* grad_output, float* const* grad_input) const {
+        int status;
+        timed(RK_NORMS, [&] { status = core.isa.norm_backward(norms, after, grad_output, grad_input); });
+        return status;
     }
 
     // One norm or the sum of two, from the one called `which` on.
@@ -109,45 +132,45 @@ struct Branch {
     Residual residual(const float* x) const { return {x, b.image_scales, b.rows / b.images}; }
 
     int forward() const {
-        if (const int status = core.isa.norm_forward(before(), {}, normalized)) return status;
+        if (const int status = normalize(before(), {}, normalized)) return status;
         first.forward(normalized, product(projected));
-        if (const int status = core.isa.norm_forward(after_first(), {}, activated)) return status;
+        if (const int status = normalize(after_first(), {}, activated)) return status;
         if (b.large) {
-            convolve(b.large->forward, activated, const_cast<float*>(b.large->weight), large);
-            if (b.small) convolve(b.small->forward, activated, const_cast<float*>(b.small->weight), small);
-            if (const int status = core.isa.norm_forward(after_large(), {}, inside)) return status;
+            convolve(RK_LARGE, b.large->forward, activated, const_cast<float*>(b.large->weight), large);
+            if (b.small) convolve(RK_SMALL, b.small->forward, activated, const_cast<float*>(b.small->weight), small);
+            if (const int status = normalize(after_large(), {}, inside)) return status;
         }
         second.forward(inside, product(last));
-        return core.isa.norm_forward(after_second(), residual(b.input), b.output);
+        return normalize(after_second(), residual(b.input), b.output);
     }
 
     // `grad_input` may be grad_output. `maps`: a narrow one, then wide ones.
     int backward(const float* grad_output, float* grad_input, float* maps) const {
         float *const grad_narrow = maps, *const grad_inside = grad_narrow + narrow;
-        if (const int status = core.isa.norm_backward(after_second(), residual(nullptr), grad_output, &grad_narrow)) return status;
+        if (const int status = differentiate(after_second(), residual(nullptr), grad_output, &grad_narrow)) return status;
         second.to_weight(grad_narrow, inside, product(b.grad_second));
         second.to_input(grad_narrow, product(grad_inside));
         float* grad_wide = grad_inside;
         if (b.large) {
             float* const grads[] = {grad_inside, grad_inside + wide};
             grad_wide = grads[1] + wide;
-            if (const int status = core.isa.norm_backward(after_large(), {}, grad_inside, grads)) return status;
-            differentiate(*b.large, grads[0], grad_wide);
+            if (const int status = differentiate(after_large(), {}, grad_inside, grads)) return status;
+            differentiate(RK_LARGE, *b.large, grads[0], grad_wide);
             if (b.small) {
-                differentiate(*b.small, grads[1], grad_inside);
+                differentiate(RK_SMALL, *b.small, grads[1], grad_inside);
                 add(grad_inside, grad_wide);
             }
         }
-        if (const int status = core.isa.norm_backward(after_first(), {}, grad_wide, &grad_wide)) return status;
+        if (const int status = differentiate(after_first(), {}, grad_wide, &grad_wide)) return status;
         first.to_weight(grad_wide, normalized, product(b.grad_first));
         first.to_input(grad_wide, product(grad_narrow));
-        return core.isa.norm_backward(before(), {grad_output, nullptr, 0}, grad_narrow, &grad_input);
+        return differentiate(before(), {grad_output, nullptr, 0}, grad_narrow, &grad_input);
     }
     int64_t gradient_floats() const { return narrow + (b.large ? 3 : 1) * wide; }
 
-    void differentiate(const rk_depthwise& kernel, float* grad, float* grad_input) const {
-        convolve(kernel.grad_weight, activated, kernel.weight_gradient, grad);
-        convolve(kernel.grad_input, grad_input, const_cast<float*>(kernel.weight), grad);
+    void differentiate(int kind, const rk_depthwise& kernel, float* grad, float* grad_input) const {
+        convolve(kind, kernel.grad_weight, activated, kernel.weight_gradient, grad);
+        convolve(kind, kernel.grad_input, grad_input, const_cast<float*>(kernel.weight), grad);
     }
 
     void add(const float* from, float* to) const {

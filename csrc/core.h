@@ -1,6 +1,7 @@
 // What the files behind the C interface share: the instruction set in use, and workspace.
 #pragma once
 
+#include <chrono>
 #include <cstdlib>
 
 #include "kernels.h"
@@ -26,6 +27,8 @@ inline void allow([[maybe_unused]] char* memory, [[maybe_unused]] size_t bytes) 
     ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
 #endif
 }
+
+inline double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // Memory for a call; null where there is none.
 struct Memory {

@@ -147,6 +147,9 @@ typedef struct rk_depthwise {
     float* weight_gradient;
 } rk_depthwise;
 
+/* What takes time in residual blocks: norms with their activations and sums, 1x1 convolutions, the two kernels. */
+enum { RK_NORMS = 0, RK_PRODUCTS = 1, RK_LARGE = 2, RK_SMALL = 3, RK_KINDS = 4 };
+
 /* A residual block in training, on contiguous float32 rows (pixels of all images):
  *
  *     output = input + image_scales * norms[4](second(inside(activation(norms[1](first(norms[0](input)))))))
@@ -154,7 +157,8 @@ typedef struct rk_depthwise {
  * where `first` and `second` are 1x1 convolutions, their weights (width, channels) and (channels, width), and what is inside is
  * nothing if `large` is NULL, else relu(norms[2](large(..))), or relu(norms[2](large(..)) + norms[3](small(..))) if `small` is
  * not NULL. `image_scales`, one for each image, may be NULL for ones. `maps` is memory for rk_branch_map_floats numbers, which
- * a forward pass writes and the backward pass reads. */
+ * a forward pass writes and the backward pass reads. Each pass adds its time by kind to `seconds`, of RK_KINDS, unless that is
+ * NULL. */
 typedef struct rk_branch {
     int64_t rows, images, channels, width;
     int32_t activation, threads;
@@ -165,6 +169,7 @@ typedef struct rk_branch {
     const float* image_scales;
     const float* input;
     float *output, *maps;
+    double* seconds;
 } rk_branch;
 
 RK_API int64_t rk_branch_map_floats(const rk_branch* branch);

@@ -6,11 +6,13 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from replknet import ops
 from replknet.models.replknet import ConvFFN, RepLKBlock, RepLKNetStage
 from replknet.nn import residual
+from replknet.ops.branch import native_seconds
 
 SIZE = (3, 128, 20, 20)
 NATIVE, LAYERS = "_BranchesBackward", "AddBackward0"
@@ -266,3 +268,21 @@ def test_a_failing_allocation_is_an_error(product_isa):
         native().rk_branches_forward.return_value = 2
         with pytest.raises(MemoryError, match="workspace"):
             module(x)
+
+
+class Watcher(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def test_native_seconds_by_kind(product_isa):
+    module, x = trained(stage(pairs=1)), maps(*SIZE)
+    with native_seconds() as times, Watcher():
+        output = step(module, x)[0]
+    assert output.grad_fn.name() == NATIVE  # also under a mode that watches operators
+    assert [[size for size, _ in time.kernels] for time in times] == 2 * [[(7, 7), (3, 3)], []]
+    for time in times:
+        kinds = (time.norms, time.products, *(seconds for _, seconds in time.kernels))
+        assert all(0 < seconds < 1 for seconds in kinds)
+    step(module, x)
+    assert len(times) == 4

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from replknet.analysis.model_split import LARGE_KERNEL
+from replknet.ops.branch import native_seconds
 
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 _NORMS = {"batch_norm", "layer_norm", "cudnn_batch_norm"}
@@ -18,12 +19,20 @@ _ACTIVATIONS = {"relu", "relu_", "threshold_backward", "gelu", "gelu_backward", 
 
 
 def time_split(call: Callable[[], object]) -> dict[str, float]:
-    """Seconds of one ``call`` by kind of operation; "other" is all that has no kind."""
+    """Seconds of one ``call`` by kind of operation; "other" is all that has no kind.
+
+    Activations within the native calls of residual blocks count as norms.
+    """
     timer = _Timer()
     start = time.perf_counter()
-    with timer:
+    with timer, native_seconds() as natively:
         call()
     total = time.perf_counter() - start
+    for branch in natively:
+        timer.seconds["norm"] += branch.norms
+        timer.seconds["pointwise, linear"] += branch.products
+        for kernel_size, seconds in branch.kernels:
+            timer.seconds[_depthwise(kernel_size)] += seconds
     split = dict(timer.seconds)
     return split | {"other": total - sum(split.values())}
 

@@ -13,6 +13,7 @@ OUT_OF_MEMORY = 2
 IDENTITY, RELU, GELU = 0, 1, 2
 PANEL, COLUMNS = 16, 32
 FILTER_LANES = 16
+KINDS = 4
 
 
 class ProblemStruct(ctypes.Structure):
@@ -133,6 +134,7 @@ class BranchStruct(ctypes.Structure):
         ("input", ctypes.c_void_p),
         ("output", ctypes.c_void_p),
         ("maps", ctypes.c_void_p),
+        ("seconds", ctypes.POINTER(ctypes.c_double)),
     ]
 
 

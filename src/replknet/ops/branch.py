@@ -8,7 +8,9 @@ are also added to each other, and to the input of their block, while they are wr
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -74,9 +76,39 @@ class Branch:
         return replace(self, first=first, second=second, kernels=tuple(kernels), norms=pairs)
 
 
+@dataclass(frozen=True)
+class NativeSeconds:
+    """What one pass of a branch took in the native core."""
+
+    norms: float
+    """With activations and sums."""
+    products: float
+    kernels: list[tuple[torch.Size, float]]
+    """Size and time of each depthwise convolution."""
+
+
+_times: ContextVar[list[NativeSeconds] | None] = ContextVar("replknet_branch_times", default=None)
+
+
+@contextmanager
+def native_seconds() -> Iterator[list[NativeSeconds]]:
+    """A list to which every pass of a branch in the ``with`` block adds its times.
+
+    Branches are native there also under modes that watch operators, which do not see them. Holds in
+    this thread or asynchronous task.
+    """
+    times: list[NativeSeconds] = []
+    token = _times.set(times)
+    try:
+        yield times
+    finally:
+        _times.reset(token)
+
+
 def pays(x: Tensor, branch: Branch) -> bool:
     """Whether ``add_branches`` computes this branch of ``x``, and faster than layer by layer."""
-    if not (nothing_listens() and torch.is_grad_enabled() and is_ordinary(x) and x.ndim == 4):
+    observable = nothing_listens() or _times.get() is not None
+    if not (observable and torch.is_grad_enabled() and is_ordinary(x) and x.ndim == 4):
         return False
     parameters = branch.parameters
     return (
@@ -161,7 +193,8 @@ class _Branches(torch.autograd.Function):
             used.append(trimmed)
             kept.append((x, maps, statistics))
             x = output
-        check(_library().rk_branches_forward(structs, len(branches)))
+        with _timed(structs, branches):
+            check(_library().rk_branches_forward(structs, len(branches)))
         ctx.save_for_backward(*(tensor for tensors in kept for tensor in tensors), *parameters)
         ctx.branches = branches
         return x
@@ -188,11 +221,29 @@ class _Branches(torch.autograd.Function):
             used.append(trimmed)
             gradients.append(gradient)
         grad, to_x = grad.contiguous(memory_format=torch.channels_last), torch.empty_like(x)
-        check(
-            _library().rk_branches_backward(structs, len(structs), grad.data_ptr(), to_x.data_ptr())
-        )
+        with _timed(structs, branches):
+            addresses = grad.data_ptr(), to_x.data_ptr()
+            check(_library().rk_branches_backward(structs, len(structs), *addresses))
         whole = (_spread(g, *pair) for g, pair in zip(gradients, native, strict=True))
         return to_x, None, *(tensor for gradient in whole for tensor in gradient.parameters)
+
+
+@contextmanager
+def _timed(
+    structs: ctypes.Array[_binary.BranchStruct], branches: Sequence[Branch]
+) -> Iterator[None]:
+    """Adds what the native call in the ``with`` block takes to the list of ``native_seconds``."""
+    times = _times.get()
+    if times is None:
+        yield
+        return
+    taken = [(ctypes.c_double * _binary.KINDS)() for _ in branches]
+    for struct, seconds in zip(structs, taken, strict=True):
+        struct.seconds = seconds
+    yield
+    for branch, (norms, products, *kernels) in zip(branches, taken, strict=True):
+        sizes = (weight.shape[2:] for weight in branch.kernels)
+        times.append(NativeSeconds(norms, products, list(zip(sizes, kernels, strict=False))))
 
 
 def _library() -> ctypes.CDLL:
