@@ -140,6 +140,27 @@ def test_second_derivatives(product_isa):
         assert_near(native, second(LAYERS), 1e-4)
 
 
+def test_statistics_in_double_are_refused_as_by_pytorch(product_isa):
+    module = trained(ffn())
+    module.pw2.bn.running_mean = module.pw2.bn.running_mean.double()
+    with pytest.raises(RuntimeError, match="scalar type"):
+        module(maps(*SIZE))
+
+
+def test_blocks_that_share_a_parameter(product_isa):
+    blocks, x = nn.ModuleList(trained(ffn(), seed) for seed in range(2)), maps(*SIZE)
+    blocks[1].pw1.conv.weight = blocks[0].pw1.conv.weight
+    sources, output = [x, *blocks.parameters()], residual.run_blocks(blocks, x)
+    assert output.grad_fn.name() == NATIVE
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    native = torch.autograd.grad(output, sources, grad, retain_graph=True)
+    by_pytorch = torch.autograd.grad(output, sources, grad, create_graph=True)
+    assert_near(native, by_pytorch)
+    with patch("replknet.nn.residual.pays", lambda *_: False):
+        layers = torch.autograd.grad(residual.run_blocks(blocks, x), sources, grad)
+    assert_near(native, layers)
+
+
 def test_gradients_of_a_frozen_input(product_isa):
     module, x = trained(ffn()), maps(*SIZE).detach()
     module(x).square().sum().backward()

@@ -8,7 +8,7 @@ are also added to each other, and to the input of their block, while they are wr
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -41,6 +41,15 @@ class Statistics(NamedTuple):
     momentum: float
     eps: float
 
+    def suits_native(self) -> bool:
+        dtypes = (torch.float32, torch.float32, torch.int64)
+        return all(
+            tensor is None
+            or ((is_ordinary(tensor) and tensor.is_cpu and tensor.is_contiguous())
+            and tensor.dtype == dtype)
+            for tensor, dtype in zip(self[:3], dtypes, strict=True)
+        )
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -68,9 +77,9 @@ class Branch:
         of_norms = (tensor for norm in self.norms for tensor in norm)
         return [self.first, self.second, *self.kernels, *of_norms]
 
-    def of(self, parameters: Sequence[Tensor]) -> Branch:
-        """The branch with other tensors in the places of ``parameters``."""
-        first, second, *rest = parameters
+    def of(self, parameters: Iterable[Tensor]) -> Branch:
+        """The branch with other tensors, the next ones, in the places of ``parameters``."""
+        first, second, *rest = islice(parameters, len(self.parameters))
         kernels, norms = rest[: len(self.kernels)], rest[len(self.kernels) :]
         pairs = tuple(zip(norms[::2], norms[1::2], strict=True))
         return replace(self, first=first, second=second, kernels=tuple(kernels), norms=pairs)
@@ -117,6 +126,7 @@ def pays(x: Tensor, branch: Branch) -> bool:
         and native_pays(x.numel() // x.shape[1], *branch.first.shape[:2])
         and suits_native(x, *parameters)
         and all(tensor.requires_grad and tensor.is_contiguous() for tensor in parameters)
+        and all(statistics.suits_native() for statistics in branch.statistics)
         and _kernels(x, branch) is not None
     )
 
@@ -203,7 +213,7 @@ class _Branches(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
         kept = [tuple(islice(saved, 3)) for _ in ctx.branches]
-        branches = [b.of(tuple(islice(saved, len(b.parameters)))) for b in ctx.branches]
+        branches = [branch.of(saved) for branch in ctx.branches]
         x = kept[0][0]
         kernels = [_kernels(x, branch) for branch in branches]
         if torch.is_grad_enabled() or None in kernels or not suits_native(grad):
@@ -314,13 +324,16 @@ def _fill(
 
 def _by_pytorch(x: Tensor, branches: Sequence[Branch], grad: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of the input and the parameters, with a graph of their own if that is wanted."""
-    sources = [x, *(parameter for branch in branches for parameter in branch.parameters)]
-    wanted = [source for source in sources if source.requires_grad]
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        output = x
+        # Views: blocks may share a parameter, and each returns its part of the gradient.
+        tensors = (x, *(parameter for branch in branches for parameter in branch.parameters))
+        sources = [tensor.view_as(tensor) for tensor in tensors]
+        x, *parameters = sources
+        output, rest = x, iter(parameters)
         for branch in branches:
-            output = output + layer_by_layer(output, branch)
+            output = output + layer_by_layer(output, branch.of(rest))
+    wanted = [source for source in sources if source.requires_grad]
     grads = iter(torch.autograd.grad(output, wanted, grad, create_graph=create_graph))
     return tuple(next(grads) if source.requires_grad else None for source in sources)
 
