@@ -43,11 +43,10 @@ class Statistics(NamedTuple):
 
     def suits_native(self) -> bool:
         dtypes = (torch.float32, torch.float32, torch.int64)
+        given = [(t, dtype) for t, dtype in zip(self[:3], dtypes, strict=True) if t is not None]
         return all(
-            tensor is None
-            or ((is_ordinary(tensor) and tensor.is_cpu and tensor.is_contiguous())
-            and tensor.dtype == dtype)
-            for tensor, dtype in zip(self[:3], dtypes, strict=True)
+            is_ordinary(t) and t.is_cpu and t.is_contiguous() and t.dtype == dtype
+            for t, dtype in given
         )
 
 
