@@ -14,7 +14,7 @@ from replknet.nn.depthwise import DepthwiseConv2d
 from replknet.nn.norm import FusingSequential, activation_name, has_hooks, run_layers
 from replknet.nn.pointwise import PointwiseConv2d
 from replknet.nn.reparam import DepthwiseBN, ReparamLargeKernelConv
-from replknet.ops.branch import Branch, Statistics, add_branches, pays
+from replknet.ops.branch import Branch, Statistics, add_branches, may_pay, pays
 
 MOST_TOGETHER = 4
 """Blocks that train in one call, and keep their maps until all of them have their gradients."""
@@ -61,7 +61,8 @@ def native_branch(block: ResidualBlock, x: Tensor) -> Branch | None:
 
     Draws the random numbers of its stochastic depth.
     """
-    if torch.compiler.is_compiling() or type(block).forward is not ResidualBlock.forward:
+    known = type(block).forward is ResidualBlock.forward
+    if torch.compiler.is_compiling() or not (known and block.training and may_pay(x)):
         return None
     branch = _trained_branch(list(_opened(block.layers())))
     if branch is None or not pays(x, branch) or not _is_plain_drop_path(block.drop_path):

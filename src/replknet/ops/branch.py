@@ -113,17 +113,28 @@ def native_seconds() -> Iterator[list[NativeSeconds]]:
         _times.reset(token)
 
 
-def pays(x: Tensor, branch: Branch) -> bool:
-    """Whether ``add_branches`` computes this branch of ``x``, and faster than layer by layer."""
+def may_pay(x: Tensor) -> bool:
+    """Whether there may be a branch that ``pays`` for ``x``: quick to tell."""
     observable = nothing_listens() or _times.get() is not None
-    if not (observable and torch.is_grad_enabled() and is_ordinary(x) and x.ndim == 4):
-        return False
+    return (
+        observable
+        and torch.is_grad_enabled()
+        and suits_native(x)
+        and x.ndim == 4
+        and layout_of(x) == "NHWC"
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def pays(x: Tensor, branch: Branch) -> bool:
+    """Whether ``add_branches`` computes this branch of ``x``, and faster than layer by layer.
+
+    For maps that ``may_pay``.
+    """
     parameters = branch.parameters
     return (
-        layout_of(x) == "NHWC"
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and native_pays(x.numel() // x.shape[1], *branch.first.shape[:2])
-        and suits_native(x, *parameters)
+        native_pays(x.numel() // x.shape[1], *branch.first.shape[:2])
+        and suits_native(*parameters)
         and all(tensor.requires_grad and tensor.is_contiguous() for tensor in parameters)
         and all(statistics.suits_native() for statistics in branch.statistics)
         and _kernels(x, branch) is not None
