@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from replknet import ops
 from replknet.models.replknet import ConvFFN, RepLKBlock, RepLKNetStage
 from replknet.nn import residual
-from replknet.ops.branch import native_seconds
+from replknet.ops.trained_blocks import native_seconds
 
 SIZE = (3, 128, 20, 20)
 NATIVE, LAYERS = "_BranchesBackward", "AddBackward0"
@@ -30,13 +30,13 @@ def stage(pairs=3, drop_path=0.0):
     return RepLKNetStage(128, 7, 3, 1.0, 2.0, [drop_path] * pairs)
 
 
-def trained(module, seed=0):
-    """In training, with norms that are no identities."""
+def trained(module, seed=0, clamps=False):
+    """In training, with norms that are no identities, and behind which ReLUs clamp or not."""
     torch.manual_seed(seed)
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
-            nn.init.normal_(norm.weight, 1.0, 0.3)
-            nn.init.normal_(norm.bias)
+            nn.init.normal_(norm.weight, 0.8, 0.1)
+            nn.init.normal_(norm.bias, 0.0 if clamps else 6.0, 0.3)
             nn.init.normal_(norm.running_mean)
     return module.train()
 
@@ -63,14 +63,20 @@ def in_double(module, x):
     return step(deepcopy(module).double(), x.detach().double().requires_grad_())
 
 
-def assert_near(results, exact, tolerance=2e-5):
-    largest = max((value.abs().max() for value in exact[1:]), default=0.0)
+SMOOTH, BOTH_ROUNDED, WITH_KINKS = 3e-5, 5e-4, 2e-2
+"""Errors, relative to norms: from exact results, between two in float32 (whose gradients in front
+of a norm nearly vanish), and with ReLUs that clamp. By their kinks rounding may move an activation,
+with all of its gradient, differently with each library and number of threads."""
+
+
+def assert_near(results, exact, tolerance=SMOOTH):
+    largest = max((value.norm() for value in exact[1:]), default=0.0)
     for result, value in zip(results, exact, strict=True):
         assert result.shape == value.shape
-        scale = value.abs().max()
+        scale = value.norm()
         if scale < 1e-4 * largest:  # of a bias that the next norm takes away again
             scale = largest
-        assert (result - value).abs().max() <= tolerance * scale
+        assert (result - value).norm() <= tolerance * scale
 
 
 BLOCKS = {
@@ -82,15 +88,16 @@ BLOCKS = {
 }
 
 
+@pytest.mark.parametrize("clamps", [False, True])
 @pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS)
-def test_values_gradients_and_statistics(product_isa, make):
-    module, x = trained(make()), maps(*SIZE)
+def test_values_gradients_and_statistics(product_isa, make, clamps):
+    module, x = trained(make(), clamps=clamps), maps(*SIZE)
     other = deepcopy(module)
     exact = in_double(module, x)
     results = step(module, x)
     assert results[0].grad_fn.name() == NATIVE
     assert results[0].is_contiguous(memory_format=torch.channels_last)
-    assert_near(results, exact)
+    assert_near(results, exact, WITH_KINKS if clamps else SMOOTH)
     assert layer_by_layer(other, x)[0].grad_fn.name() == LAYERS
     for (name, moved), expected in zip(module.named_buffers(), other.buffers(), strict=True):
         torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-5, msg=name)
@@ -108,7 +115,7 @@ def test_stochastic_depth_drops_the_same_images(product_isa):
     native = step(module, x)
     assert native[0].grad_fn.name() == NATIVE
     layers = layer_by_layer(other, x)
-    assert_near(native, layers, 1e-4)  # a few activations lie on the other side of a ReLU's kink
+    assert_near(native, layers, BOTH_ROUNDED)
     dropped = step(module, x, seed=8)[0]
     assert (dropped - native[0]).abs().max() > 0.1  # another seed drops others
 
@@ -128,16 +135,18 @@ def test_a_few_blocks_in_a_call(product_isa):
 
 def test_second_derivatives(product_isa):
     module, x = trained(large(small_kernel=3)), maps(2, 128, 24, 24)
+    factors = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
 
     def second(run):
         output = module(x)
-        (first,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+        (first,) = torch.autograd.grad((output * factors).sum(), x, create_graph=True)
         assert output.grad_fn.name() == run
-        return torch.autograd.grad(first.square().sum(), [x, *module.parameters()])
+        sources = [x, *module.parameters()]
+        return torch.autograd.grad(first.square().sum(), sources, materialize_grads=True)
 
     native = second(NATIVE)
     with patch("replknet.nn.residual.pays", lambda *_: False):
-        assert_near(native, second(LAYERS), 1e-4)
+        assert_near(native, second(LAYERS), BOTH_ROUNDED)
 
 
 def test_statistics_in_double_are_refused_as_by_pytorch(product_isa):
@@ -155,10 +164,10 @@ def test_blocks_that_share_a_parameter(product_isa):
     grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
     native = torch.autograd.grad(output, sources, grad, retain_graph=True)
     by_pytorch = torch.autograd.grad(output, sources, grad, create_graph=True)
-    assert_near(native, by_pytorch)
+    assert_near(native, by_pytorch, BOTH_ROUNDED)
     with patch("replknet.nn.residual.pays", lambda *_: False):
         layers = torch.autograd.grad(residual.run_blocks(blocks, x), sources, grad)
-    assert_near(native, layers)
+    assert_near(native, layers, BOTH_ROUNDED)
 
 
 def test_gradients_of_a_frozen_input(product_isa):
@@ -168,7 +177,7 @@ def test_gradients_of_a_frozen_input(product_isa):
     module.zero_grad()
     with patch("replknet.nn.residual.pays", lambda *_: False):
         module(x).square().sum().backward()
-    assert_near([gradient], [module.pw1.conv.weight.grad])
+    assert_near([gradient], [module.pw1.conv.weight.grad], BOTH_ROUNDED)
 
 
 def test_checkpointing_moves_statistics_once(product_isa):
@@ -177,7 +186,7 @@ def test_checkpointing_moves_statistics_once(product_isa):
     other.grad_checkpointing = True
     plain = step(module, x)
     with patch("replknet.nn.residual.add_branches", wraps=residual.add_branches) as call:
-        assert_near(step(other, x), plain, 1e-6)
+        assert_near(step(other, x), plain)
         assert call.call_count == 4
     for moved, expected in zip(other.buffers(), module.buffers(), strict=True):
         assert torch.equal(moved, expected)
@@ -269,10 +278,11 @@ def test_layer_by_layer_where_calls_are_others(product_isa):
 def test_the_backward_pass_obeys_use(product_isa):
     module, x = trained(large()), maps(*SIZE)
     output = module(x)
-    with ops.use("torch"), patch("replknet.ops.branch._library") as native:
+    with ops.use("torch"), patch("replknet.ops.trained_blocks._library") as native:
         (gradient,) = torch.autograd.grad(output.square().sum(), x)
         assert not native.called
-    assert_near([gradient], [torch.autograd.grad(module(x).square().sum(), x)[0]], 1e-4)
+    (native,) = torch.autograd.grad(module(x).square().sum(), x)
+    assert_near([gradient], [native], BOTH_ROUNDED)
 
 
 def test_operations_are_counted_layer_by_layer(product_isa):
@@ -284,7 +294,7 @@ def test_operations_are_counted_layer_by_layer(product_isa):
 
 def test_a_failing_allocation_is_an_error(product_isa):
     module, x = trained(ffn()), maps(*SIZE)
-    with patch("replknet.ops.branch._library") as native:
+    with patch("replknet.ops.trained_blocks._library") as native:
         native().rk_branch_map_floats.return_value = 1
         native().rk_branches_forward.return_value = 2
         with pytest.raises(MemoryError, match="workspace"):

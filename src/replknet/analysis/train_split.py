@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from replknet.analysis.model_split import LARGE_KERNEL
-from replknet.ops.branch import native_seconds
+from replknet.ops.trained_blocks import native_seconds
 
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 _NORMS = {"batch_norm", "layer_norm", "cudnn_batch_norm"}
