@@ -7,8 +7,8 @@ layer called from it costs several times what it costs in a loop of nothing else
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import cast
@@ -20,6 +20,7 @@ from replknet.ops import _binary
 from replknet.ops.native import NativeAlgorithm, PreparedFilters, check
 from replknet.ops.pointwise import Layer
 from replknet.ops.prepared import Forward
+from replknet.ops.times import collected
 
 _times: ContextVar[list[float] | None] = ContextVar("replknet_large_kernel_times", default=None)
 
@@ -102,15 +103,9 @@ class Blocks:
         return output
 
 
-@contextmanager
-def large_kernel_seconds() -> Iterator[list[float]]:
+def large_kernel_seconds() -> AbstractContextManager[list[float]]:
     """A list to which every call of ``Blocks`` in the ``with`` block adds its large kernels' time.
 
     Holds in this thread or asynchronous task.
     """
-    times: list[float] = []
-    token = _times.set(times)
-    try:
-        yield times
-    finally:
-        _times.reset(token)
+    return collected(_times)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -29,6 +29,7 @@ from replknet.ops.matmul import native_pays, suits_native
 from replknet.ops.native import NativeAlgorithm, check
 from replknet.ops.pointwise import ACTIVATIONS
 from replknet.ops.problem import Pass
+from replknet.ops.times import collected
 from replknet.ops.trim import Taps, trim
 
 
@@ -98,19 +99,13 @@ class NativeSeconds:
 _times: ContextVar[list[NativeSeconds] | None] = ContextVar("replknet_branch_times", default=None)
 
 
-@contextmanager
-def native_seconds() -> Iterator[list[NativeSeconds]]:
+def native_seconds() -> AbstractContextManager[list[NativeSeconds]]:
     """A list to which every pass of a branch in the ``with`` block adds its times.
 
     Branches are native there also under modes that watch operators, which do not see them. Holds in
     this thread or asynchronous task.
     """
-    times: list[NativeSeconds] = []
-    token = _times.set(times)
-    try:
-        yield times
-    finally:
-        _times.reset(token)
+    return collected(_times)
 
 
 def may_pay(x: Tensor) -> bool:
