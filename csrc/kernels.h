@@ -65,7 +65,8 @@ struct Kernels {
     size_t (*matmul_bytes)(const MatrixProduct&);  // null where a library's product is as fast
     void (*matmul)(const MatrixProduct&, float* output, float* workspace);
     int (*norm_forward)(const Norms&, const Residual&, float* output);
-    // `residual` is added to the gradient of each input here; that of the first input may be written over grad_output.
+    // Here the scales multiply grad_output, and `residual` is added to the gradient of each input. That of the first input may be
+    // written over grad_output.
     int (*norm_backward)(const Norms&, const Residual&, const float* grad_output, float* const* grad_input);
 };
 

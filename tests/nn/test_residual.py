@@ -206,9 +206,10 @@ def test_statistics_that_are_means_over_batches(product_isa):
         torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_norms_without_running_statistics(product_isa):
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_norms_without_running_statistics(product_isa, momentum):
     module, x = trained(ffn()), maps(*SIZE)
-    module.pw1.bn = nn.BatchNorm2d(256, track_running_stats=False)
+    module.pw1.bn = nn.BatchNorm2d(256, momentum=momentum, track_running_stats=False)
     results = step(module, x)
     assert results[0].grad_fn.name() == NATIVE
     assert_near(results, in_double(module, x))

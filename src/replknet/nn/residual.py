@@ -65,7 +65,7 @@ def native_branch(block: ResidualBlock, x: Tensor) -> Branch | None:
     if torch.compiler.is_compiling() or not (known and block.training and may_pay(x)):
         return None
     branch = _trained_branch(list(_opened(block.layers())))
-    if branch is None or not pays(x, branch) or not _is_plain_drop_path(block.drop_path):
+    if branch is None or not _is_plain_drop_path(block.drop_path) or not pays(x, branch):
         return None
     ones = x.new_ones(len(x), 1, 1, 1)
     scales = block.drop_path(ones)
@@ -150,10 +150,7 @@ def _is_plain_depthwise(conv: nn.Module) -> bool:
 
 
 def _statistics(norm: nn.BatchNorm2d) -> Statistics:
-    momentum = norm.momentum
-    if momentum is None:  # their mean over all batches
-        assert norm.num_batches_tracked is not None
-        momentum = 1.0 / (float(norm.num_batches_tracked) + 1)
-    return Statistics(
-        norm.running_mean, norm.running_var, norm.num_batches_tracked, momentum, norm.eps
-    )
+    momentum, batches = norm.momentum, norm.num_batches_tracked
+    if momentum is None:  # their mean over all batches, if they are kept
+        momentum = 1.0 if batches is None else 1.0 / (float(batches) + 1)
+    return Statistics(norm.running_mean, norm.running_var, batches, momentum, norm.eps)

@@ -64,7 +64,7 @@ def run_forward(
     output = torch.empty_like(input)
     mean, variance = input.new_empty(input.shape[1]), input.new_empty(input.shape[1])
     weight, bias = _contiguous(weight), _contiguous(bias)
-    norm = struct((weight, bias, mean, variance), eps)
+    norm = _struct((weight, bias, mean, variance), eps)
     _run("rk_norm_forward", norm, activation, input, output)
     return output, mean, variance
 
@@ -85,29 +85,17 @@ def run_backward(
     grad_input, grad_weight = torch.empty_like(input), torch.empty_like(mean)
     grad_bias = torch.empty_like(mean)
     weight, bias = _contiguous(weight), _contiguous(bias)
-    norm = struct((weight, bias, mean, variance), eps, grads=(grad_weight, grad_bias))
+    norm = _struct((weight, bias, mean, variance), eps, (grad_weight, grad_bias))
     _run("rk_norm_backward", norm, activation, input, grad_output, grad_input)
     return grad_input, grad_weight, grad_bias
 
 
-def struct(
-    values: Sequence[Tensor | None],
-    eps: float,
-    momentum: float = 0.0,
-    moved: Sequence[Tensor | None] = (None, None, None),
-    grads: Sequence[Tensor | None] = (None, None),
+def _struct(
+    values: Sequence[Tensor | None], eps: float, grads: Sequence[Tensor | None] = (None, None)
 ) -> _binary.NormStruct:
-    """A batch norm for the native core, of tensors that must outlive it.
-
-    Args:
-        values: Weight, bias, mean and variance of the batch.
-        eps: Added to the variance.
-        momentum: Of the running statistics.
-        moved: Running mean, running variance and count of batches.
-        grads: Gradients of weight and bias.
-    """
-    addresses = (None if t is None else t.data_ptr() for t in (*values, *moved, *grads))
-    return _binary.NormStruct(*addresses, eps, momentum)
+    """A batch norm whose running statistics stay: weight, bias, mean, variance; gradients."""
+    addresses = [None if tensor is None else tensor.data_ptr() for tensor in (*values, *grads)]
+    return _binary.NormStruct(*addresses[:4], None, None, None, *addresses[4:], eps)
 
 
 def _contiguous(values: Tensor | None) -> Tensor | None:
