@@ -204,7 +204,6 @@ int rk_pointwise_pair(const rk_layer* first, const rk_layer* second, int64_t ima
 int rk_matmul(const rk_matrix* left, const rk_matrix* right, int64_t rows, int64_t columns, int64_t depth, float* product,
               int threads) {
     const Core core;
-    if (!core.isa.matmul) return RK_UNSUPPORTED;
     const MatrixProduct wanted{left, right, rows, columns, depth, threads};
     const Memory workspace(core.workspace_bytes(wanted));
     if (!workspace.start) return RK_OUT_OF_MEMORY;

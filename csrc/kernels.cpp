@@ -6,11 +6,12 @@
 #include "norm.h"
 #include "peak.h"
 #include "pointwise.h"
-#ifdef RK_AMX
+#if defined(RK_AMX)
 #include "matmul_amx.h"
-#endif
-#ifdef RK_PAIRS
+#elif defined(RK_PAIRS)
 #include "matmul_pairs.h"
+#else
+#include "matmul_rows.h"
 #endif
 
 namespace RK_DEPTHWISE {
@@ -35,13 +36,8 @@ extern "C" const Kernels RK_TABLE_NAME(RK_ISA) = {
     nullptr,
     nullptr,
 #endif
-#if defined(RK_AMX) || defined(RK_PAIRS)
     RK_ISA::matmul::workspace_bytes,
     RK_ISA::matmul::run,
-#else
-    nullptr,
-    nullptr,
-#endif
     RK_ISA::norm::forward_any,
     RK_ISA::norm::backward_any,
 };

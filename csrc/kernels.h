@@ -62,7 +62,7 @@ struct Kernels {
     void (*pointwise)(const Products&, const float* input, const float* residual, float* output, float* workspace);
     size_t (*pair_sum_bytes)(const rk_layer&);  // null where products are not by pairs of channels
     void (*sum_pairs)(const rk_layer&, float* sums);
-    size_t (*matmul_bytes)(const MatrixProduct&);  // null where a library's product is as fast
+    size_t (*matmul_bytes)(const MatrixProduct&);
     void (*matmul)(const MatrixProduct&, float* output, float* workspace);
     int (*norm_forward)(const Norms&, const Residual&, float* output);
     // Here the scales multiply grad_output, and `residual` is added to the gradient of each input. That of the first input may be

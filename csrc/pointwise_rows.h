@@ -95,7 +95,7 @@ static void compute_group(const Product& p, const Rows& rows, int64_t group, boo
             for (int64_t s = 0; s < strips; s++) {
                 const int64_t column = first + s * kTileColumns;
                 float* block = blocks > 1 ? sums + (t * kGroup + s * kTileColumns) * kTileRows : sums;
-                const Start start = b ? Start{block, kTileColumns} : Start{p.output_sizes ? zeros : p.bias + column, 0};
+                const Start start = b ? Start{block, kTileColumns} : Start{p.output_sizes || !p.bias ? zeros : p.bias + column, 0};
                 const bool fetch = fetch_rows && b == 0 && s == 0;
                 fetch_share(upcoming.weights, upcoming.lines, (b * tiles + t) * strips + s, blocks * tiles * strips);
                 if (b + 1 == blocks) fetch_output(p, written, column);

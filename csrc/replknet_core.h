@@ -115,8 +115,7 @@ typedef struct rk_matrix {
 } rk_matrix;
 
 /* product (rows, columns), contiguous, = left (rows, depth) @ right (depth, columns), as exact as sums of float32 products, or
- * for zen4 about that. All sizes are at least 1. RK_UNSUPPORTED for instruction sets on which this would be no faster than any
- * library. */
+ * for zen4 about that. All sizes are at least 1. */
 RK_API int rk_matmul(const rk_matrix* left, const rk_matrix* right, int64_t rows, int64_t columns, int64_t depth,
                      float* product, int threads);
 
@@ -174,7 +173,7 @@ typedef struct rk_branch {
 
 RK_API int64_t rk_branch_map_floats(const rk_branch* branch);
 
-/* Blocks of the same rows and channels, at least one. RK_UNSUPPORTED where a product or a pass is not native. */
+/* Blocks of the same rows and channels, at least one. RK_UNSUPPORTED where a pass of a depthwise convolution is not native. */
 RK_API int rk_branches_forward(const rk_branch* branches, int64_t count);
 
 /* The gradients of all parameters and of the first input, after the outputs of the forward pass are inputs of what follows. */

@@ -62,7 +62,7 @@ struct Branch {
     }
 
     bool is_supported() const {
-        bool supported = core.isa.matmul;
+        bool supported = true;
         each_depthwise([&](const rk_depthwise& kernel) {
             for (const rk_problem* pass : {kernel.forward, kernel.grad_input, kernel.grad_weight})
                 supported = supported && core.algorithm(*pass).supports(*pass);

@@ -25,8 +25,8 @@ class PointwiseConv2d(nn.Conv2d):
     """``nn.Conv2d`` with a 1x1 kernel that trains by matrix products where those are faster.
 
     That is for large products on channels-last maps in float32 on a CPU: all three passes by
-    products of our own where processors offer more than a library uses (``ops.matmul``), and
-    elsewhere the weight gradient, in MKL. (The other two gain little in MKL, and fragment memory.)
+    native products (``ops.matmul``), and where these cannot run the weight gradient, in MKL. (The
+    other two gain little in MKL, and fragment memory.)
     Otherwise, and without gradients, it is ``nn.Conv2d``. State dict and attributes are always the
     same.
 

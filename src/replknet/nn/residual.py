@@ -23,8 +23,8 @@ MOST_TOGETHER = 4
 class ResidualBlock(nn.Module):
     """``x + drop_path(layers(x))`` on (N, C, H, W).
 
-    In training on a CPU whose products are faster in the native core than in a library, each pass
-    is one native call, if the layers are those of RepLKNet's blocks and nobody observes them.
+    In training on a CPU for which the native core has vectors, each pass is one native call, if the
+    layers are those of RepLKNet's blocks and nobody observes them.
     """
 
     drop_path: nn.Module

@@ -1,6 +1,6 @@
-"""Products of float32 matrices for the 1x1 convolutions of a training step on a CPU, where they are
-faster than a library's.
+"""Products of float32 matrices for the 1x1 convolutions of a training step on a CPU.
 
+By multiply-adds they take about as long as a library's, and can be parts of larger native calls.
 With AMX each number is split into three of bfloat16, so the results are as exact as those of
 float32 products; see csrc/bf16_parts.h. AMD's processors with AVX-512 add beside their
 multiply-adds: one multiplies the sums of two pairs and makes two products; see
@@ -22,7 +22,8 @@ from replknet.ops.native import check
 
 # Measured: below, copying the matrices costs as much as the product saves.
 _FEWEST_MULTIPLY_ADDS, _SMALLEST_SIDE = 2**24, 128
-_INSTRUCTION_SETS = (b"amx", b"zen4")
+# A library's products are faster than those of the portable core on x86; elsewhere: not measured.
+_LEFT_TO_LIBRARIES = b"baseline"
 
 
 class Matrix(NamedTuple):
@@ -43,11 +44,11 @@ class Matrix(NamedTuple):
 
 
 def suits_native(*tensors: Tensor) -> bool:
-    """Whether the native core multiplies numbers that such tensors hold."""
+    """Whether the native core is to multiply numbers that such tensors hold."""
     return (
         not torch.compiler.is_compiling()
         and _binary.library is not None
-        and _binary.library.rk_isa() in _INSTRUCTION_SETS
+        and _binary.library.rk_isa() != _LEFT_TO_LIBRARIES
         and all(is_ordinary(t) and t.is_cpu and t.dtype == torch.float32 for t in tensors)
     )
 
@@ -65,7 +66,6 @@ def multiply(left: Matrix, right: Matrix, product: Tensor) -> None:
 
     Raises:
         ValueError: the sizes do not fit.
-        NotImplementedError: the instruction set has no product of its own.
     """
     sizes = left.rows, right.columns, left.columns
     if left.columns != right.rows or product.numel() != left.rows * right.columns:
