@@ -5,7 +5,8 @@
 //
 // How they are multiplied is up to `Way` (matmul_rows.h, matmul_pairs.h):
 //
-//   Way::Left left(memory, rows, depth);     some rows of a part of the depth, in Left::floats(rows, depth)
+//   Way::kMostRows                             that a thread takes on: their copies stay in the second level cache
+//   Way::Left left(memory, rows, depth);       some rows of a part of the depth, in Left::floats(rows, depth)
 //     left.copy(row, numbers);                 fills in a row
 //     left.at(row, k), left.finish(row);       or where it is written, and what follows
 //     left.multiply(product, group, next);     with a group of columns, before the next one
@@ -23,10 +24,9 @@ namespace matmul {
 
 using namespace pointwise;
 
-constexpr int64_t kPart = 512;      // of the depth
-constexpr int64_t kMostRows = 192;  // that a thread takes on: their copies stay in the second level cache
+constexpr int64_t kPart = 512;                       // of the depth
 constexpr int64_t kLeftAhead = 2, kRightAhead = 16;  // rows of either matrix that are fetched before they are copied
-constexpr int64_t kTogether = 2;    // groups that are copied side by side: longer pieces of each row
+constexpr int64_t kTogether = 2;                     // groups that are copied side by side: longer pieces of each row
 
 static RK_INLINE int64_t depth_parts(int64_t depth) { return ceil_div(depth, kPart); }
 static RK_INLINE Span depth_part(int64_t depth, int64_t i) { return {i * kPart, smaller((i + 1) * kPart, depth)}; }
@@ -108,7 +108,7 @@ struct Plan {
 template <class Way>
 static Plan plan_of(const MatrixProduct& c) {
     const int64_t depths = depth_parts(c.depth), columns = ceil_div(c.columns, kGroup) * kGroup;
-    const int64_t parts = ceil_div(ceil_div(c.rows, kMostRows), c.threads) * c.threads, rows = ceil_div(c.rows, parts);
+    const int64_t parts = ceil_div(ceil_div(c.rows, Way::kMostRows), c.threads) * c.threads, rows = ceil_div(c.rows, parts);
     const int64_t depth = smaller(c.depth, kPart);
     const int64_t own = ceil_div(Way::Left::floats(rows, depth), kLine) * kLine, right = Way::Right::floats(columns, depth);
     return {parts, depths, columns, own, right, c.threads * own + depths * right};

@@ -12,6 +12,8 @@ namespace matmul {
 static_assert(kPart == kScaled);
 
 struct ByPairs {
+    static constexpr int64_t kMostRows = 208;
+
     struct Left {
         PairedRows rows;
         int64_t depth;

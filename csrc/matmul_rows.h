@@ -7,6 +7,8 @@ namespace RK_ISA {
 namespace matmul {
 
 struct Plainly {
+    static constexpr int64_t kMostRows = 192;
+
     struct Left {
         int64_t rows, depth, stride;
         float *data, *sums;

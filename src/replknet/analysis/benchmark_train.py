@@ -72,7 +72,7 @@ class TrainCase(NetworkCase):
                     f"the gradient of {model} in {engine} differs by {difference:.1e} of its norm"
                 )
             call = training_step(trained, image, self.labels())
-            call()  # allocates what the optimizer keeps
+            call(), call()  # until then memory is new: what the optimizer keeps, and all maps
             split = {} if "compile" in engine else time_split(call)  # it has operators no more
             yield Prepared(engine, call, operations, difference, split)
 

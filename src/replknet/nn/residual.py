@@ -14,7 +14,8 @@ from replknet.nn.depthwise import DepthwiseConv2d
 from replknet.nn.norm import FusingSequential, activation_name, has_hooks, run_layers
 from replknet.nn.pointwise import PointwiseConv2d
 from replknet.nn.reparam import DepthwiseBN, ReparamLargeKernelConv
-from replknet.ops.trained_blocks import Branch, Statistics, add_branches, may_pay, pays
+from replknet.ops.branch import Branch, Statistics
+from replknet.ops.trained_blocks import add_branches, may_pay, pays
 
 MOST_TOGETHER = 4
 """Blocks that train in one call, and keep their maps until all of them have their gradients."""

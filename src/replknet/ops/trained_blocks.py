@@ -8,81 +8,28 @@ are also added to each other, and to the input of their block, while they are wr
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from replknet.ops import _binary
 from replknet.ops.arguments import layout_of, make_problem
+from replknet.ops.branch import Branch, gradients_by_pytorch
 from replknet.ops.choose import choose, requested
-from replknet.ops.depthwise import depthwise_conv2d
-from replknet.ops.eager import is_ordinary, nothing_listens
+from replknet.ops.eager import nothing_listens
 from replknet.ops.matmul import native_pays, suits_native
 from replknet.ops.native import NativeAlgorithm, check
 from replknet.ops.pointwise import ACTIVATIONS
 from replknet.ops.problem import Pass
 from replknet.ops.times import collected
 from replknet.ops.trim import Taps, trim
-
-
-class Statistics(NamedTuple):
-    """What a batch norm keeps from step to step, and how it moves."""
-
-    mean: Tensor | None
-    variance: Tensor | None
-    batches: Tensor | None
-    momentum: float
-    eps: float
-
-    def suits_native(self) -> bool:
-        dtypes = (torch.float32, torch.float32, torch.int64)
-        given = [(t, dtype) for t, dtype in zip(self[:3], dtypes, strict=True) if t is not None]
-        return all(
-            is_ordinary(t) and t.is_cpu and t.is_contiguous() and t.dtype == dtype
-            for t, dtype in given
-        )
-
-
-@dataclass(frozen=True)
-class Branch:
-    """What a residual block adds to ``x`` (N, C, H, W), images each by its scale:
-
-    ``norm(second(inside(activation(norm(first(norm(x)))))))``, norms by the batch's statistics.
-    Inside is nothing, or the ReLU of a depthwise convolution and its norm, or of the sum of two.
-    """
-
-    first: Tensor
-    """Weight (width, channels, 1, 1)."""
-    second: Tensor
-    """Weight (channels, width, 1, 1)."""
-    kernels: tuple[Tensor, ...]
-    """Weights (width, 1, K, K) of the depthwise convolutions, which keep the size of the map."""
-    norms: tuple[tuple[Tensor, Tensor], ...]
-    """Weight and bias of each norm, in the order of the computation."""
-    statistics: tuple[Statistics, ...]
-    activation: Literal["relu", "gelu"]
-    image_scales: Tensor | None = None
-    """(N, 1, 1, 1), such as those of stochastic depth; ones if None."""
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        of_norms = (tensor for norm in self.norms for tensor in norm)
-        return [self.first, self.second, *self.kernels, *of_norms]
-
-    def of(self, parameters: Iterable[Tensor]) -> Branch:
-        """The branch with other tensors, the next ones, in the places of ``parameters``."""
-        first, second, *rest = islice(parameters, len(self.parameters))
-        kernels, norms = rest[: len(self.kernels)], rest[len(self.kernels) :]
-        pairs = tuple(zip(norms[::2], norms[1::2], strict=True))
-        return replace(self, first=first, second=second, kernels=tuple(kernels), norms=pairs)
 
 
 @dataclass(frozen=True)
@@ -222,7 +169,7 @@ class _Branches(torch.autograd.Function):
         x = kept[0][0]
         kernels = [_kernels(x, branch) for branch in branches]
         if torch.is_grad_enabled() or None in kernels or not suits_native(grad):
-            to_x, *to_parameters = _by_pytorch(x, branches, grad)
+            to_x, *to_parameters = gradients_by_pytorch(x, branches, grad)
             return to_x, None, *to_parameters
         native = list(zip(branches, cast("list[list[_Kernel]]", kernels), strict=True))
         structs = (_binary.BranchStruct * len(branches))()
@@ -325,38 +272,3 @@ def _fill(
         if gradient is not None:
             norm.grad_weight, norm.grad_bias = (t.data_ptr() for t in gradient.norms[i])
         norm.eps, norm.momentum = kept.eps, kept.momentum
-
-
-def _by_pytorch(x: Tensor, branches: Sequence[Branch], grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of the input and the parameters, with a graph of their own if that is wanted."""
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Views: blocks may share a parameter, and each returns its part of the gradient.
-        tensors = (x, *(parameter for branch in branches for parameter in branch.parameters))
-        sources = [tensor.view_as(tensor) for tensor in tensors]
-        x, *parameters = sources
-        output, rest = x, iter(parameters)
-        for branch in branches:
-            output = output + layer_by_layer(output, branch.of(rest))
-    wanted = [source for source in sources if source.requires_grad]
-    grads = iter(torch.autograd.grad(output, wanted, grad, create_graph=create_graph))
-    return tuple(next(grads) if source.requires_grad else None for source in sources)
-
-
-def layer_by_layer(x: Tensor, branch: Branch) -> Tensor:
-    """The branch of ``x`` by PyTorch's functions, without moving statistics."""
-
-    def norm(i: int, x: Tensor) -> Tensor:
-        weight, bias = branch.norms[i]
-        eps = branch.statistics[i].eps
-        return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
-
-    activate = F.gelu if branch.activation == "gelu" else F.relu
-    x = activate(norm(1, F.conv2d(norm(0, x), branch.first)))
-    if branch.kernels:
-        convolved = [
-            norm(2 + i, depthwise_conv2d(x, weight)) for i, weight in enumerate(branch.kernels)
-        ]
-        x = F.relu(sum(convolved[1:], convolved[0]))
-    x = norm(-1, F.conv2d(x, branch.second))
-    return x if branch.image_scales is None else x * branch.image_scales
