@@ -8,15 +8,21 @@
 
 namespace RK_ISA::spectral {
 
-// Working memory of one thread: a plane and a spectrum for each group of a block, a plane more, and less than 128 KiB of
-// lines and scratch.
+// Working memory of one thread: a plane for each group of a block, a plane more, a spectrum for each group of a line and what
+// it keeps, and less than 128 KiB of lines and scratch.
 static int64_t line_floats(const Plan& plan) {
     return 2 * (most(most(plan.cols.window, plan.cols.step), plan.cols.taps) + 1) * kLanes;
 }
 
+// Of the windows, or of the outputs, of all but one group of a line.
+static int64_t kept_floats(const Plan& plan) {
+    const int64_t rows = most(plan.rows.window, plan.rows.step), cols = most(plan.cols.window, plan.cols.step);
+    return plan.line > plan.block ? (plan.line - 1) * rows * (cols + 1) * kLanes : 0;
+}
+
 static int64_t workspace_floats(const Plan& plan) {
-    return plan.block * (plan.plane_floats() + plan.spectrum_floats()) + plan.plane_floats() + 2 * kScratchFloats +
-           line_floats(plan);
+    return (plan.block + 1) * plan.plane_floats() + plan.line * plan.spectrum_floats() + 2 * kScratchFloats +
+           line_floats(plan) + 2 * kept_floats(plan);
 }
 
 static Workspace divide(const Plan& plan, char* memory) {
@@ -31,8 +37,10 @@ static Workspace divide(const Plan& plan, char* memory) {
     work.other_plane = {take(plan.plane_floats()), plan.pitch()};
     work.scratch = take(kScratchFloats);
     work.other_scratch = take(kScratchFloats);
-    work.spectrum = take(plan.block * plan.spectrum_floats());
+    work.spectrum = take(plan.line * plan.spectrum_floats());
     work.lines = take(line_floats(plan));
+    work.kept_inputs = take(kept_floats(plan));
+    work.kept_outputs = take(kept_floats(plan));
     return work;
 }
 
@@ -74,5 +82,23 @@ struct Job {
         return filter_image(problem, call.weight, group);
     }
 };
+
+// A tile of the forward pass or the input gradient, of some groups of an image: where its window is, and its outputs.
+struct Tile {
+    int64_t row, col, out_row, out_col, height, width;
+    Image in[kMaxBlock], out[kMaxBlock];
+};
+static Tile tile_of(const Job& job, int64_t first, int groups, int64_t image, int64_t tile) {
+    const Axis &rows = job.plan.rows, &cols = job.plan.cols;
+    const int64_t down = tile / cols.tiles, right = tile % cols.tiles;
+    Tile t = {rows.start(down), cols.start(right), down * rows.step, right * cols.step, rows.outputs(down), cols.outputs(right),
+              {}, {}};
+    const bool transposed = job.problem.pass == RK_GRAD_INPUT;
+    for (int g = 0; g < groups; g++) {
+        t.in[g] = transposed ? job.output(image, first + g) : job.input(image, first + g);
+        t.out[g] = transposed ? job.input(image, first + g) : job.output(image, first + g);
+    }
+    return t;
+}
 
 }  // namespace RK_ISA::spectral

@@ -43,6 +43,7 @@ struct Axis {
 };
 
 constexpr int kMaxBlock = 4;
+constexpr int kLineGroups = RK_FILTER_LANES / kLanes;  // groups that share cache lines where channels are adjacent
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -114,6 +115,7 @@ struct Plan {
     Axis rows, cols;
     int groups, bins;
     int block;  // groups whose rows are transformed together
+    int line;   // groups that are read and written together: a block, or more, one plane after the other
     int64_t images, tiles;
     bool reversed;     // the taps are read backwards
     float scale;       // of the last pass
@@ -137,19 +139,24 @@ static int64_t cache_bytes() {
     return bytes > 0 ? bytes : 1 << 20;
 }
 
-// Where channels are adjacent, memory delivers several groups of a pixel up to three times as fast as one group of many
-// pixels. Their planes and spectra must fit in a quarter of the cache (measured), and no thread's share may grow.
-static int choose_block(const Plan& plan, const rk_problem& p) {
-    if (p.pass == RK_GRAD_WEIGHT || p.input_stride[1] != 1 || p.output_stride[1] != 1) return 1;
+// Whether every thread has as little to do if so many groups stay together.
+static bool shares_evenly(const Plan& plan, int threads, int groups) {
     const int64_t tiles = plan.images * plan.tiles, all = plan.groups * tiles;
+    const int64_t items = (plan.groups + groups - 1) / groups * tiles;
+    return least((items + threads - 1) / threads * groups, all) <= (all + threads - 1) / threads;
+}
+
+// Where channels are adjacent, memory delivers several groups of a pixel up to three times as fast as one group of many
+// pixels. Planes and spectra of a block must fit in a quarter of the cache (measured).
+static void choose_groups(Plan& plan, const rk_problem& p) {
+    plan.block = plan.line = 1;
+    if (p.pass == RK_GRAD_WEIGHT || p.input_stride[1] != 1 || p.output_stride[1] != 1) return;
     const int64_t floats = plan.plane_floats() + (filter_used_once(plan) ? 0 : plan.spectrum_floats());
-    int block = kMaxBlock;
-    for (; block > 1; block /= 2) {
-        const int64_t items = (plan.groups + block - 1) / block * tiles, bytes = block * floats * sizeof(float);
-        const int64_t share = least((items + p.threads - 1) / p.threads * block, all);
-        if (4 * bytes <= cache_bytes() && share <= (all + p.threads - 1) / p.threads) break;
-    }
-    return block;
+    const auto fits = [&](int block) { return 4 * block * floats * int64_t(sizeof(float)) <= cache_bytes(); };
+    for (plan.block = kMaxBlock; plan.block > 1; plan.block /= 2)
+        if (fits(plan.block) && shares_evenly(plan, p.threads, plan.block)) break;
+    plan.line = plan.block < kLineGroups && shares_evenly(plan, p.threads, kLineGroups) ? kLineGroups : plan.block;
+    if (plan.line > plan.block) plan.block = 1;
 }
 
 // False if the problem cannot be planned.
@@ -185,7 +192,7 @@ static bool make_plan(const rk_problem& p, Plan& plan) {
     plan.reversed = !transposed;
     plan.scale = float(0.25 / (double(plan.rows.size.points()) * plan.cols.size.points()));
     plan.plane_rows = (most(most(plan.rows.window, plan.rows.step), plan.rows.taps) + 1) | 1;  // one behind the data
-    plan.block = choose_block(plan, p);
+    choose_groups(plan, p);
     return true;
 }
 

@@ -23,6 +23,7 @@ struct Plane {
 // Working memory of one thread: a plane for each group of a block, and one more.
 struct Workspace {
     Plane planes[kMaxBlock], other_plane;
+    float *kept_inputs, *kept_outputs;  // maps of groups that wait for the others of their line
     float *spectrum, *lines, *scratch, *other_scratch;
 };
 
@@ -34,11 +35,45 @@ static void clear_around(Plane plane, int bins, int64_t first, int64_t last) {
     }
 }
 
+// Two rows of a plane, `r` and the one `second` (1 or 0) after it, and where they are as pixels: side by side, each with a
+// zero behind it.
+struct RowPair {
+    const Plane& plane;
+    int64_t r, second;
+    float* pixels;
+    int64_t pitch;
+    const Offsets& offsets;
+
+    Elements elements() const { return {pixels, pixels + second * pitch, offsets.at}; }
+};
+
+// From pixels to the plane.
+static RK_INLINE void transform_rows(const Transform& t, const RowPair& rows, const Workspace& work) {
+    forward_outer(t, rows.elements(), work.scratch);
+    kInner.untangle[t.coprime][t.inner](work.scratch, t.outer, rows.plane.at(0, rows.r), rows.plane.pitch,
+                                        rows.second * kComplex);
+}
+
+// From the plane to pixels, times `scale`.
+static RK_INLINE void restore_rows(const Transform& t, const RowPair& rows, float scale, const Workspace& work) {
+    kInner.tangle[t.coprime][t.inner](rows.plane.at(0, rows.r), rows.plane.pitch, rows.second * kComplex, t.outer, work.scratch);
+    inverse_outer(t, work.scratch, rows.elements(), {broadcast(scale)});
+}
+
+// Those of `rows` rows from `row` on that are within an image.
+struct RowRange {
+    int64_t first, last;
+};
+static RowRange rows_inside(const Image& image, int64_t row, int64_t rows) {
+    const int64_t first = least(most(0, -row), rows);
+    return {first, most(first, least(rows, image.rows - row))};
+}
+
 // Transforms the rows of a window whose top left is (row, col), of the images of a block of groups, and returns how many
 // rows of the planes are not known to be zero.
 static int64_t window_rows(const Transform& t, const Image* images, int block, int64_t row, int64_t col, int64_t rows,
                            int64_t cols, const Plane* planes, const Workspace& work) {
-    const int64_t first = least(most(0, -row), rows), last = most(first, least(rows, images->rows - row));
+    const auto [first, last] = rows_inside(*images, row, rows);
     const int64_t pitch = (cols + 1) * kLanes;
     const Offsets offsets(t, cols, kLanes);
     for (int g = 0; g < block; g++) clear_around(planes[g], t.size() / 2 + 1, first, last);
@@ -48,9 +83,7 @@ static int64_t window_rows(const Transform& t, const Image* images, int block, i
         const int64_t second = least(r + 1, last - 1) - r;  // an odd last row is its own partner
         for (int g = 0; g < block; g++) {
             read_tile(images[g], row + r, col, second + 1, cols, work.lines, pitch);
-            forward_outer(t, {work.lines, work.lines + second * pitch, offsets.at}, work.scratch);
-            kInner.untangle[t.coprime][t.inner](work.scratch, t.outer, planes[g].at(0, r), planes[g].pitch,
-                                                second * kComplex);
+            transform_rows(t, {planes[g], r, second, work.lines, pitch, offsets}, work);
         }
     }
     return last;
@@ -101,9 +134,7 @@ static void image_rows(const Transform& t, const Plane* planes, const Image* ima
     for (int64_t r = 0; r < rows; r += 2) {
         const int64_t second = least(r + 1, rows - 1) - r;
         for (int g = 0; g < block; g++) {
-            kInner.tangle[t.coprime][t.inner](planes[g].at(0, r), planes[g].pitch, second * kComplex, t.outer,
-                                              work.scratch);
-            inverse_outer(t, work.scratch, {work.lines, work.lines + second * pitch, offsets.at}, {broadcast(scale)});
+            restore_rows(t, {planes[g], r, second, work.lines, pitch, offsets}, scale, work);
             write_tile(images[g], row + r, col, second + 1, cols, work.lines, pitch, load_channels(bias, images[g]),
                        relu);
         }

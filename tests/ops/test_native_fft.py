@@ -123,6 +123,19 @@ def test_kernels_larger_than_the_map(isa, size, kernel_size):
 
 
 @each_isa
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("channels", [20, 44])
+@pytest.mark.parametrize(
+    ("size", "kernel_size"), [((61, 58), (31, 29)), ((270, 50), (9, 11))], ids=["whole", "tiles"]
+)
+def test_groups_of_one_cache_line(isa, size, kernel_size, channels, batch, count):
+    """On maps of which the planes of a few groups outgrow the cache."""
+    with native.force_isa(isa), threads(count):
+        check(*case(channels, size, kernel_size, batch))
+
+
+@each_isa
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
     ("size", "kernel_size"),
