@@ -54,7 +54,7 @@ def suits_native(*tensors: Tensor) -> bool:
 
 
 def native_pays(rows: int, columns: int, depth: int) -> bool:
-    """Whether a product of these sizes is faster than a library's."""
+    """Whether a product of these sizes is about as fast as a library's, or faster."""
     enough = rows * columns * depth >= _FEWEST_MULTIPLY_ADDS
     return enough and min(rows, columns, depth) >= _SMALLEST_SIDE
 
