@@ -31,6 +31,11 @@ constexpr int64_t kTogether = 2;                     // groups that are copied s
 static RK_INLINE int64_t depth_parts(int64_t depth) { return ceil_div(depth, kPart); }
 static RK_INLINE Span depth_part(int64_t depth, int64_t i) { return {i * kPart, smaller((i + 1) * kPart, depth)}; }
 
+// Where a vector of columns is in panels.
+static RK_INLINE float* column_at(float* panels, int64_t depth, int64_t column) {
+    return panels + column / kPanel * depth * kPanel + column % kPanel;
+}
+
 // Some groups of columns of the right matrix, from `column` on, of which `columns` are left.
 template <class Way, int kGroups>
 static void copy_columns(const float* from, int64_t stride, int64_t depth, int64_t column, int64_t columns,

@@ -45,7 +45,7 @@ struct ByPairs {
         Right(float* memory, int64_t columns, int64_t depth)
             : data(memory + 2 * columns), scales(memory), pair_sums(memory + columns), depth(depth) {}
 
-        float* at(int64_t column) const { return data + column / kPanel * depth * kPanel + column % kPanel; }
+        float* at(int64_t column) const { return column_at(data, depth, column); }
         void describe(Product& p) const { p.packed = data, p.output_sizes = scales, p.pair_sums = pair_sums; }
 
         // Scales a vector of columns, and sums up what its pairs add.

@@ -35,7 +35,7 @@ struct Plainly {
         static int64_t floats(int64_t columns, int64_t depth) { return columns * depth; }
         Right(float* memory, int64_t, int64_t depth) : data(memory), depth(depth) {}
 
-        float* at(int64_t column) const { return data + column / kPanel * depth * kPanel + column % kPanel; }
+        float* at(int64_t column) const { return column_at(data, depth, column); }
         void describe(Product& p) const { p.packed = data; }
         template <class Sizes>
         void finish(int64_t, const Sizes&) const {}
