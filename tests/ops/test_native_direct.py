@@ -263,6 +263,24 @@ def test_filters_that_reach_from_every_pixel_to_every_other(isa, size, layout):
 
 
 @each_isa
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("size", [7, 14])
+def test_filters_that_reach_everywhere_of_many_channels(isa, size, layout, batch):
+    channels, padding = 285, (size - 1,) * 4  # more groups than are read together
+    input = lay_out(torch.randn(batch, channels, size, size), layout)
+    grad_output = lay_out(torch.randn(input.shape), layout)
+    weight = torch.randn(channels, 1, 2 * size - 1, 2 * size - 1)
+    expected = oracle(input, weight, grad_output, (1, 1), padding, (1, 1))
+    with native.force_isa(isa):
+        for count in (1, 2, 3):
+            with threads(count):
+                results = passes(input, weight, grad_output, padding)
+            for result, value in zip(results[:2], expected[:2], strict=True):
+                assert relative_error(result, value) <= FORWARD_TOLERANCE
+
+
+@each_isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [7, 14])
 def test_bias_and_relu_after_filters_that_reach_everywhere(isa, dtype, size):
@@ -382,10 +400,11 @@ def test_bits_do_not_depend_on_the_run_or_the_number_of_threads(channels, taps, 
 
 
 @each_isa
+@pytest.mark.parametrize("channels", [20, 285])
 @pytest.mark.parametrize(("size", "taps"), [(9, 5), (7, 13), (10, 19)])
-def test_prepared_filters_give_the_same_bits(isa, size, taps):
-    input, bias = torch.randn(2, 20, size, size), torch.randn(20)
-    weight = torch.randn(20, 1, taps, taps)
+def test_prepared_filters_give_the_same_bits(isa, size, taps, channels):
+    input, bias = torch.randn(2, channels, size, size), torch.randn(channels)
+    weight = torch.randn(channels, 1, taps, taps)
     problem = problem_of("forward", input, weight, (taps // 2,) * 4)
     with native.force_isa(isa):
         prepared = DIRECT.prepare(problem, pack_filters(weight))
