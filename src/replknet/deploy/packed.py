@@ -135,31 +135,32 @@ class FrozenDepthwiseConv2d(nn.Module):
         self._prepared: dict[Hashable, Forward] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._is_native(x):
+        filters, bias = self.filters, self.bias
+        if not self._is_native(x, filters):
             convolve = depthwise_conv2d_relu if self.relu else depthwise_conv2d
             return convolve(
                 x,
-                unpack_filters(self.filters, self.channels),
-                self.bias,
+                unpack_filters(filters, self.channels),
+                bias,
                 stride=self.stride,
                 padding=self.padding,
                 dilation=self.dilation,
             )
         x = x.contiguous(memory_format=torch.channels_last)
-        return self._prepare(x)(x, self.bias, self.relu)
+        return self._prepare(x, filters)(x, bias, self.relu)
 
     def native(self, x: Tensor) -> LargeKernel | None:
         """This module as ``Blocks`` takes it, for maps like ``x``, if it can run natively."""
-        if not self._is_native(x):
-            return None
-        return large_kernel(self._prepare(x), x.shape[0], self.bias, self.relu)
-
-    def _is_native(self, x: Tensor) -> bool:
-        fits = x.dim() == 4 and x.shape[1] == self.channels and x.numel() > 0
-        return fits and not (why_not_native(x, self.filters) or self.filters.is_inference())
-
-    def _prepare(self, x: Tensor) -> Forward:
         filters = self.filters
+        if not self._is_native(x, filters):
+            return None
+        return large_kernel(self._prepare(x, filters), x.shape[0], self.bias, self.relu)
+
+    def _is_native(self, x: Tensor, filters: Tensor) -> bool:
+        fits = x.dim() == 4 and x.shape[1] == self.channels and x.numel() > 0
+        return fits and not (why_not_native(x, filters) or filters.is_inference())
+
+    def _prepare(self, x: Tensor, filters: Tensor) -> Forward:
         key = (x.shape[1:], filters.data_ptr(), filters._version, isa(), requested("auto"))
         prepared = self._prepared.get(key)
         if prepared is None:

@@ -98,8 +98,9 @@ def check_weight(shape: Sequence[int]) -> None:
 
 def layout_of(tensor: Tensor) -> Layout:
     """Memory order of a tensor (N, C, H, W); "NCHW" when it could be read as either."""
-    channels_innermost = tensor.stride(1) == 1 and tensor.shape[1] > 1
-    one_pixel = tensor.shape[2] == 1 and tensor.shape[3] == 1
+    shape = tensor.shape
+    channels_innermost = tensor.stride(1) == 1 and shape[1] > 1
+    one_pixel = shape[2] == 1 and shape[3] == 1
     return "NHWC" if channels_innermost and not one_pixel else "NCHW"
 
 

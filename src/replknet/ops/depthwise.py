@@ -143,7 +143,7 @@ def _bare(
         _hashable(padding),
         _hashable(dilation),
         layout_of(input),
-        input.device.type,
+        input.device,
     )
     grads = 0
     if torch.is_grad_enabled():
@@ -188,7 +188,7 @@ def _known_problem(
     padding: Padding,
     dilation: Size,
     layout: Layout,
-    device: str,
+    device: torch.device,
 ) -> Problem:
     """The forward problem of tensors of these shapes and dtypes."""
     check_shapes(input, weight, bias)
@@ -196,7 +196,7 @@ def _known_problem(
     steps, holes = pair("stride", stride, 1), pair("dilation", dilation, 1)
     sides = four_sides(padding, weight[2:], steps, holes)
     return make_problem(
-        "forward", input, weight[2:], steps, sides, holes, input_dtype, layout, device
+        "forward", input, weight[2:], steps, sides, holes, input_dtype, layout, device.type
     )
 
 

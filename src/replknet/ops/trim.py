@@ -22,7 +22,7 @@ class Taps:
 
     def of(self, weight: Tensor) -> Tensor:
         """These taps of a weight (C, 1, Kh, Kw), contiguous."""
-        if (self.bottom - self.top, self.right - self.left) == tuple(weight.shape[2:]):
+        if weight.shape[2:] == (self.bottom - self.top, self.right - self.left):
             return weight.contiguous()
         return weight[:, :, self.top : self.bottom, self.left : self.right].contiguous()
 
