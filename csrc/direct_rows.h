@@ -40,7 +40,10 @@ constexpr int strip_of(int taps) { return taps == 7 ? 1 : taps == 5 ? 2 : 3; }
 #endif
 
 // Maps of fewer columns are faster in tiles of packed channels; measured. Without masked loads all are.
-constexpr int fewest_columns(int taps) { return kLanes == 16 ? 12 : taps == 7 ? 64 : taps == 5 ? 16 : 14; }
+constexpr int64_t fewest_columns(int taps, int64_t channels) {
+    if (kLanes == 16) return 12;
+    return taps == 7 ? (channels < kLanes ? 64 : 256) : taps == 5 ? 16 : 14;
+}
 
 // Brings T vectors of columns of a row that follows into the second level cache.
 template <int T>
@@ -141,7 +144,7 @@ static bool suits_rows(const rk_problem& p) {
            (p.kernel_w == 3 || p.kernel_w == 5 || p.kernel_w == 7) && p.stride_h == 1 && p.stride_w == 1 &&
            p.dilation_h == 1 && p.dilation_w == 1 && p.input_stride[3] == 1 && p.output_stride[3] == 1 &&
            p.pad_top < p.kernel_h && p.pad_left < p.kernel_w && right >= 0 && right < p.kernel_w &&
-           cols >= fewest_columns(p.kernel_w);
+           cols >= fewest_columns(p.kernel_w, p.channels);
 }
 
 static Plane plane_of(const Call& call, int64_t n, int64_t channel) {
