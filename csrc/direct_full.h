@@ -13,7 +13,7 @@
 #include <omp.h>
 
 #include "direct_plan.h"
-#include "pack_maps.h"
+#include "pack_groups.h"
 
 namespace RK_ISA {
 namespace direct {
@@ -229,13 +229,17 @@ static void run_full(const Call& call) {
     const rk_problem& p = *call.problem;
     const bool flipped = p.pass == RK_GRAD_INPUT;
     const int64_t all = group_count(p.channels), together = maps_together(p), kept = kept_filters(p, together);
-    const int64_t jobs = divide_up(all, together) * p.batch, map = map_floats(p);
+    const int64_t jobs = divide_up(all, together) * p.batch, map = map_floats(p), pitch = p.in_w * kLanes;
 #pragma omp parallel num_threads(p.threads)
     {
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
         float* const written = reinterpret_cast<float*>(call.workspace + thread * call.workspace_stride);
-        float *const whole = written + kept * factors_floats(p), *const x = whole + filter_floats(p);
-        float *const y = x + together * map, *const scratch = y + together * map;
+        float *const whole = written + kept * factors_floats(p), *const maps = whole + filter_floats(p);
+        float *x[kMostMaps], *y[kMostMaps], *const scratch = maps + 2 * together * map;
+        for (int64_t g = 0; g < together; g++) {
+            x[g] = maps + g * map;
+            y[g] = maps + (together + g) * map;
+        }
         Taps factors[kMostMaps];
         int64_t read = -1;
         for (int64_t i = jobs * thread / threads; i < jobs * (thread + 1) / threads; i++) {
@@ -249,17 +253,17 @@ static void run_full(const Call& call) {
                 source[g] = flipped ? output : input;
                 target[g] = flipped ? input : output;
             }
-            read_maps(source, groups, x, map);
+            read_tiles(source, groups, 0, 0, p.in_h, p.in_w, x, pitch);
             for (int64_t g = 0; g < groups; g++) {
                 if (read != first && g % kLineGroups == 0) {
                     find_factors(p, call.weight, first + g, at_most(kLineGroups, groups - g),
                                  written + g % kept * factors_floats(p), whole, factors + g);
                     fetch_next_filters(p, call.weight, first + g);
                 }
-                multiply_map(p, factors[g], x + g * map, y + g * map, scratch);
+                multiply_map(p, factors[g], x[g], y[g], scratch);
             }
             read = first;
-            write_maps(target, groups, y, map, call.bias, p.relu);
+            write_tiles(target, groups, 0, 0, p.in_h, p.in_w, y, pitch, call.bias, p.relu);
         }
     }
 }

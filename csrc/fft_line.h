@@ -3,6 +3,7 @@
 #pragma once
 
 #include "fft_columns.h"
+#include "pack_groups.h"
 
 namespace RK_ISA::spectral {
 
@@ -25,10 +26,13 @@ static void convolve_line(const Job& job, int64_t first, int groups, int64_t ima
         clear_around(plane, plan.bins, begin, end);
         for (int64_t r = begin; r < end; r += 2) {
             const int64_t second = least(r + 1, end - 1) - r;
-            for (int other = 0; g == 0 && other < groups; other++) {
-                float* const kept = input_at(other, r);
-                read_tile(t.in[other], t.row + r, t.col, second + 1, cols, kept, pitch);
-                for (int64_t i = 0; i <= second; i++) clear(kept + i * pitch + cols * kLanes, 1);
+            if (g == 0) {
+                float* kept[kLineGroups];
+                for (int other = 0; other < groups; other++) {
+                    kept[other] = input_at(other, r);
+                    for (int64_t i = 0; i <= second; i++) clear(kept[other] + i * pitch + cols * kLanes, 1);
+                }
+                read_tiles(t.in, groups, t.row + r, t.col, second + 1, cols, kept, pitch);
             }
             transform_rows(entering, {plane, r, second, input_at(g, r), pitch, offsets}, work);
         }
@@ -37,9 +41,12 @@ static void convolve_line(const Job& job, int64_t first, int groups, int64_t ima
         for (int64_t r = 0; r < t.height; r += 2) {
             const int64_t second = least(r + 1, t.height - 1) - r;
             restore_rows(leaving, {plane, r, second, output_at(g, r), out_pitch, out_offsets}, plan.scale, work);
-            for (int other = 0; g + 1 == groups && other < groups; other++)
-                write_tile(t.out[other], t.out_row + r, t.out_col, second + 1, t.width, output_at(other, r), out_pitch,
-                           load_channels(job.call.bias, t.out[other]), job.problem.relu);
+            if (g + 1 == groups) {
+                float* kept[kLineGroups];
+                for (int other = 0; other < groups; other++) kept[other] = output_at(other, r);
+                write_tiles(t.out, groups, t.out_row + r, t.out_col, second + 1, t.width, kept, out_pitch, job.call.bias,
+                            job.problem.relu);
+            }
         }
     }
 }

@@ -56,10 +56,8 @@ static void read_inside(const Image& image, int64_t row, int64_t col, const Insi
         read_scattered(image, source, in, target, pitch);
 }
 
-// Reads rows x cols pixels whose top left pixel is (row, col) of the image; zeros where the image has none.
-static void read_tile(const Image& image, int64_t row, int64_t col, int64_t rows, int64_t cols, float* buffer,
-                      int64_t pitch) {
-    const Inside in = clip(image, row, col, rows, cols);
+// Clears what of a tile lies outside its image.
+static void clear_outside(const Inside& in, int64_t rows, int64_t cols, float* buffer, int64_t pitch) {
     for (int64_t r = 0; r < rows; r++) {
         float* line = buffer + r * pitch;
         if (r < in.top || r >= in.top + in.rows) {
@@ -69,6 +67,13 @@ static void read_tile(const Image& image, int64_t row, int64_t col, int64_t rows
             clear(line + (in.left + in.cols) * kLanes, cols - in.left - in.cols);
         }
     }
+}
+
+// Reads rows x cols pixels whose top left pixel is (row, col) of the image; zeros where the image has none.
+static void read_tile(const Image& image, int64_t row, int64_t col, int64_t rows, int64_t cols, float* buffer,
+                      int64_t pitch) {
+    const Inside in = clip(image, row, col, rows, cols);
+    clear_outside(in, rows, cols, buffer, pitch);
     if (!in.rows) return;
     float* target = buffer + in.top * pitch + in.left * kLanes;
     if (image.dtype == RK_F32)

@@ -1,0 +1,79 @@
+// Moves tiles of neighbouring groups between a tensor and lane-interleaved float32 buffers, see pack.h: that of each group to
+// or from a buffer of its own.
+//
+// Where channels are adjacent, the groups of a pixel are moved together: memory delivers a few lines that follow each other
+// twice as fast as one line of every pixel, and lines that several groups share are met once.
+#pragma once
+
+#include "pack.h"
+
+namespace RK_ISA {
+
+template <class T>
+static void read_pixels(const Image& first, int64_t groups, int64_t row, int64_t col, const Inside& in, float* const* buffers,
+                        int64_t pitch) {
+    const T* const source =
+        reinterpret_cast<const T*>(first.data) + (row + in.top) * first.h + (col + in.left) * first.w;
+    for (int64_t r = 0; r < in.rows; r++)
+        for (int64_t c = 0; c < in.cols; c++) {
+            const T* const pixel = source + r * first.h + c * first.w;
+            const int64_t at = (in.top + r) * pitch + (in.left + c) * kLanes;
+            for (int64_t g = 0; g < groups; g++) store(buffers[g] + at, load(pixel + g * kLanes));
+        }
+}
+
+template <class T>
+static void write_pixels(const Image& first, int64_t groups, int64_t row, int64_t col, const Inside& in,
+                         float* const* buffers, int64_t pitch, const float* bias, bool relu) {
+    T* const target = reinterpret_cast<T*>(first.data) + (row + in.top) * first.h + (col + in.left) * first.w;
+    for (int64_t r = 0; r < in.rows; r++)
+        for (int64_t c = 0; c < in.cols; c++) {
+            T* const pixel = target + r * first.h + c * first.w;
+            const int64_t at = (in.top + r) * pitch + (in.left + c) * kLanes;
+            for (int64_t g = 0; g < groups; g++) {
+                const Vec added = bias ? load(bias + first.first_channel + g * kLanes) : Vec{};
+                store(pixel + g * kLanes, finish(load(buffers[g] + at), added, relu));
+            }
+        }
+}
+
+// How many of the groups can be moved pixel by pixel: not the last one if it has less channels than lanes.
+static int64_t whole_groups(const Image* images, int64_t groups) {
+    if (images[0].c != 1 || groups == 1) return 0;
+    return images[groups - 1].channels == kLanes ? groups : groups - 1;
+}
+
+// Reads rows x cols pixels whose top left pixel is (row, col) of each image; zeros where the image has none.
+static void read_tiles(const Image* images, int64_t groups, int64_t row, int64_t col, int64_t rows, int64_t cols,
+                       float* const* buffers, int64_t pitch) {
+    const Image& first = images[0];
+    const Inside in = clip(first, row, col, rows, cols);
+    const int64_t whole = whole_groups(images, groups);
+    for (int64_t g = 0; g < whole; g++) clear_outside(in, rows, cols, buffers[g], pitch);
+    if (first.dtype == RK_F32)
+        read_pixels<float>(first, whole, row, col, in, buffers, pitch);
+    else if (first.dtype == RK_BF16)
+        read_pixels<BFloat16>(first, whole, row, col, in, buffers, pitch);
+    else
+        read_pixels<Float16>(first, whole, row, col, in, buffers, pitch);
+    for (int64_t g = whole; g < groups; g++) read_tile(images[g], row, col, rows, cols, buffers[g], pitch);
+}
+
+// Writes buffers + bias, clamped at zero when `relu`, to the pixels of the images whose top left is (row, col). `bias`
+// may be NULL.
+static void write_tiles(const Image* images, int64_t groups, int64_t row, int64_t col, int64_t rows, int64_t cols,
+                        float* const* buffers, int64_t pitch, const float* bias, bool relu) {
+    const Image& first = images[0];
+    const Inside in = clip(first, row, col, rows, cols);
+    const int64_t whole = whole_groups(images, groups);
+    if (first.dtype == RK_F32)
+        write_pixels<float>(first, whole, row, col, in, buffers, pitch, bias, relu);
+    else if (first.dtype == RK_BF16)
+        write_pixels<BFloat16>(first, whole, row, col, in, buffers, pitch, bias, relu);
+    else
+        write_pixels<Float16>(first, whole, row, col, in, buffers, pitch, bias, relu);
+    for (int64_t g = whole; g < groups; g++)
+        write_tile(images[g], row, col, rows, cols, buffers[g], pitch, load_channels(bias, images[g]), relu);
+}
+
+}  // namespace RK_ISA
