@@ -3,7 +3,6 @@
 #pragma once
 
 #include "fft_columns.h"
-#include "pack_groups.h"
 
 namespace RK_ISA::spectral {
 

@@ -6,7 +6,7 @@
 
 #include "fft_inner.h"
 #include "fft_plan.h"
-#include "pack.h"
+#include "pack_groups.h"
 
 namespace RK_ISA::spectral {
 
@@ -76,15 +76,17 @@ static int64_t window_rows(const Transform& t, const Image* images, int block, i
     const auto [first, last] = rows_inside(*images, row, rows);
     const int64_t pitch = (cols + 1) * kLanes;
     const Offsets offsets(t, cols, kLanes);
-    for (int g = 0; g < block; g++) clear_around(planes[g], t.size() / 2 + 1, first, last);
-    clear(work.lines + cols * kLanes, 1);
-    clear(work.lines + pitch + cols * kLanes, 1);
+    float* lines[kMaxBlock];
+    for (int g = 0; g < block; g++) {
+        clear_around(planes[g], t.size() / 2 + 1, first, last);
+        lines[g] = work.lines + g * 2 * pitch;
+        clear(lines[g] + cols * kLanes, 1);
+        clear(lines[g] + pitch + cols * kLanes, 1);
+    }
     for (int64_t r = first; r < last; r += 2) {
         const int64_t second = least(r + 1, last - 1) - r;  // an odd last row is its own partner
-        for (int g = 0; g < block; g++) {
-            read_tile(images[g], row + r, col, second + 1, cols, work.lines, pitch);
-            transform_rows(t, {planes[g], r, second, work.lines, pitch, offsets}, work);
-        }
+        read_tiles(images, block, row + r, col, second + 1, cols, lines, pitch);
+        for (int g = 0; g < block; g++) transform_rows(t, {planes[g], r, second, lines[g], pitch, offsets}, work);
     }
     return last;
 }
@@ -131,13 +133,12 @@ static void image_rows(const Transform& t, const Plane* planes, const Image* ima
                        const Workspace& work) {
     const int64_t pitch = (cols + 1) * kLanes;
     const Offsets offsets(t, cols, kLanes);
+    float* lines[kMaxBlock];
+    for (int g = 0; g < block; g++) lines[g] = work.lines + g * 2 * pitch;
     for (int64_t r = 0; r < rows; r += 2) {
         const int64_t second = least(r + 1, rows - 1) - r;
-        for (int g = 0; g < block; g++) {
-            restore_rows(t, {planes[g], r, second, work.lines, pitch, offsets}, scale, work);
-            write_tile(images[g], row + r, col, second + 1, cols, work.lines, pitch, load_channels(bias, images[g]),
-                       relu);
-        }
+        for (int g = 0; g < block; g++) restore_rows(t, {planes[g], r, second, lines[g], pitch, offsets}, scale, work);
+        write_tiles(images, block, row + r, col, second + 1, cols, lines, pitch, bias, relu);
     }
 }
 
