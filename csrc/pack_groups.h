@@ -39,7 +39,7 @@ static void write_pixels(const Image& first, int64_t groups, int64_t row, int64_
 
 // How many of the groups can be moved pixel by pixel: not the last one if it has less channels than lanes.
 static int64_t whole_groups(const Image* images, int64_t groups) {
-    if (images[0].c != 1 || groups == 1) return 0;
+    if (groups < 2 || images[0].c != 1) return 0;
     return images[groups - 1].channels == kLanes ? groups : groups - 1;
 }
 
@@ -47,8 +47,10 @@ static int64_t whole_groups(const Image* images, int64_t groups) {
 static void read_tiles(const Image* images, int64_t groups, int64_t row, int64_t col, int64_t rows, int64_t cols,
                        float* const* buffers, int64_t pitch) {
     const Image& first = images[0];
-    const Inside in = clip(first, row, col, rows, cols);
     const int64_t whole = whole_groups(images, groups);
+    for (int64_t g = whole; g < groups; g++) read_tile(images[g], row, col, rows, cols, buffers[g], pitch);
+    if (whole == 0) return;
+    const Inside in = clip(first, row, col, rows, cols);
     for (int64_t g = 0; g < whole; g++) clear_outside(in, rows, cols, buffers[g], pitch);
     if (first.dtype == RK_F32)
         read_pixels<float>(first, whole, row, col, in, buffers, pitch);
@@ -56,7 +58,6 @@ static void read_tiles(const Image* images, int64_t groups, int64_t row, int64_t
         read_pixels<BFloat16>(first, whole, row, col, in, buffers, pitch);
     else
         read_pixels<Float16>(first, whole, row, col, in, buffers, pitch);
-    for (int64_t g = whole; g < groups; g++) read_tile(images[g], row, col, rows, cols, buffers[g], pitch);
 }
 
 // Writes buffers + bias, clamped at zero when `relu`, to the pixels of the images whose top left is (row, col). `bias`
@@ -64,16 +65,17 @@ static void read_tiles(const Image* images, int64_t groups, int64_t row, int64_t
 static void write_tiles(const Image* images, int64_t groups, int64_t row, int64_t col, int64_t rows, int64_t cols,
                         float* const* buffers, int64_t pitch, const float* bias, bool relu) {
     const Image& first = images[0];
-    const Inside in = clip(first, row, col, rows, cols);
     const int64_t whole = whole_groups(images, groups);
+    for (int64_t g = whole; g < groups; g++)
+        write_tile(images[g], row, col, rows, cols, buffers[g], pitch, load_channels(bias, images[g]), relu);
+    if (whole == 0) return;
+    const Inside in = clip(first, row, col, rows, cols);
     if (first.dtype == RK_F32)
         write_pixels<float>(first, whole, row, col, in, buffers, pitch, bias, relu);
     else if (first.dtype == RK_BF16)
         write_pixels<BFloat16>(first, whole, row, col, in, buffers, pitch, bias, relu);
     else
         write_pixels<Float16>(first, whole, row, col, in, buffers, pitch, bias, relu);
-    for (int64_t g = whole; g < groups; g++)
-        write_tile(images[g], row, col, rows, cols, buffers[g], pitch, load_channels(bias, images[g]), relu);
 }
 
 }  // namespace RK_ISA
