@@ -21,9 +21,9 @@ namespace direct {
 constexpr int kMostFull = 32;  // rows or columns; the transform wins before
 constexpr int kFewestHalved = 10;
 constexpr int64_t kLineGroups = RK_FILTER_LANES / kLanes;  // that share cache lines where channels are adjacent
-constexpr int64_t kMostMaps = 16;  // read and written together; measured, as the next two
-constexpr int64_t kMapsBytes = 256 << 10;
-constexpr int64_t kFetchedFloats = 4 << 10;  // of the filters of a line
+constexpr int64_t kMostMaps = 16;            // read and written together; more gain nothing
+constexpr int64_t kMapsBytes = 256 << 10;    // of them, with factors: half of a small second level cache
+constexpr int64_t kFetchedFloats = 4 << 10;  // of the filters of a line; those of 27x27 taps do not gain
 constexpr int kFullTapsPerSum = 56;
 
 static bool suits_full(const rk_problem& p) {

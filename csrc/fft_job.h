@@ -9,7 +9,7 @@
 namespace RK_ISA::spectral {
 
 // Working memory of one thread: a plane for each group of a block, a plane more, a spectrum for each group of a line and what
-// it keeps, and less than 128 KiB of lines and scratch.
+// it keeps, and less than 256 KiB of lines and scratch.
 static int64_t line_floats(const Plan& plan) {
     return plan.block * 2 * (most(most(plan.cols.window, plan.cols.step), plan.cols.taps) + 1) * kLanes;
 }
