@@ -9,8 +9,14 @@ import torch
 
 from replknet.ops import depthwise_conv2d, explain, library, problem_of, use
 from replknet.ops.algorithm import ALGORITHMS, Support
-from replknet.ops.choose import RELU_SECONDS, _cheapest, choose, pytorch_alone_is_faster
-from replknet.ops.depthwise import _pytorch_is_faster
+from replknet.ops.choose import (
+    RELU_SECONDS,
+    _by_environment,
+    _cheapest,
+    choose,
+    pytorch_alone_is_faster,
+)
+from replknet.ops.depthwise import _without_operator
 from replknet.ops.torch_conv import TorchConv
 
 INPUT, WEIGHT = torch.randn(1, 8, 12, 12), torch.randn(8, 1, 7, 7)
@@ -82,8 +88,21 @@ def test_a_backward_pass_in_a_thread_of_pytorch_goes_by_its_forward_pass(recorde
     assert sorted(recorder.calls) == ["forward", "grad_input", "grad_weight"]
 
 
-def test_the_argument_outranks_use_and_use_outranks_the_environment(recorder, monkeypatch):
-    monkeypatch.setenv("REPLKNET_ALGORITHM", "recorder")
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets REPLKNET_ALGORITHM as if the process had started with it."""
+
+    def set_to(algorithm):
+        monkeypatch.setenv("REPLKNET_ALGORITHM", algorithm)
+        _by_environment.cache_clear()
+
+    yield set_to
+    monkeypatch.undo()
+    _by_environment.cache_clear()
+
+
+def test_the_argument_outranks_use_and_use_outranks_the_environment(recorder, environment):
+    environment("recorder")
     depthwise_conv2d(INPUT, WEIGHT)
     with use("torch"):
         depthwise_conv2d(INPUT, WEIGHT)
@@ -112,10 +131,10 @@ def test_other_threads_and_tasks_do_not_see_a_use_block(recorder):
     assert recorder.calls == []
 
 
-def test_unknown_names_are_refused_with_the_known_ones(monkeypatch):
+def test_unknown_names_are_refused_with_the_known_ones(environment):
     with pytest.raises(ValueError, match=r"auto, .*torch.*'cudnn'"), use("cudnn"):
         pass
-    monkeypatch.setenv("REPLKNET_ALGORITHM", "cudnn")
+    environment("cudnn")
     with pytest.raises(ValueError, match=r"REPLKNET_ALGORITHM .*'cudnn'"):
         depthwise_conv2d(INPUT, WEIGHT)
 
@@ -203,11 +222,11 @@ def test_every_algorithm_answers_for_any_problem(algorithm):
 def cheap_pytorch(monkeypatch):
     """A machine on which PyTorch is predicted to take no time."""
     monkeypatch.setattr(TorchConv, "cost", lambda self, problem: 0.0)
-    for cache in (_cheapest, _pytorch_is_faster):
+    for cache in (_cheapest, _without_operator):
         cache.cache_clear()
     yield
     monkeypatch.undo()
-    for cache in (_cheapest, _pytorch_is_faster):
+    for cache in (_cheapest, _without_operator):
         cache.cache_clear()
 
 

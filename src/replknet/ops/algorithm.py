@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from replknet.ops.problem import Problem
+
+
+Convolve = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""The output for an input, a weight and a bias."""
 
 
 @dataclass(frozen=True)

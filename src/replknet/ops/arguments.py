@@ -98,8 +98,12 @@ def check_weight(shape: Sequence[int]) -> None:
 
 def layout_of(tensor: Tensor) -> Layout:
     """Memory order of a tensor (N, C, H, W); "NCHW" when it could be read as either."""
-    shape = tensor.shape
-    channels_innermost = tensor.stride(1) == 1 and shape[1] > 1
+    return layout_by(tensor.shape, tensor.stride())
+
+
+def layout_by(shape: Sequence[int], strides: Sequence[int]) -> Layout:
+    """``layout_of`` a tensor of these."""
+    channels_innermost = strides[1] == 1 and shape[1] > 1
     one_pixel = shape[2] == 1 and shape[3] == 1
     return "NHWC" if channels_innermost and not one_pixel else "NCHW"
 

@@ -33,8 +33,8 @@ def use(algorithm: str) -> Iterator[None]:
     Holds for the forward and backward passes that run inside the block, in this thread or
     asynchronous task. On a GPU, whose backward passes PyTorch runs in threads of its own, a
     backward pass goes by the block of its forward pass. "auto" chooses again. The environment
-    variable ``REPLKNET_ALGORITHM`` does the same for a whole process, and ``algorithm=`` for a
-    call.
+    variable ``REPLKNET_ALGORITHM``, read at the first call, does the same for a whole process, and
+    ``algorithm=`` for a call.
 
     Raises:
         ValueError: there is no algorithm of that name.
@@ -53,6 +53,12 @@ def requested(algorithm: str) -> str:
     in_use = _in_use.get()
     if in_use is not None:
         return in_use
+    return _by_environment()
+
+
+@lru_cache(maxsize=1)
+def _by_environment() -> str:
+    """Read once: looking it up takes a tenth of a short call."""
     return known_name(os.environ.get("REPLKNET_ALGORITHM", "auto"), "REPLKNET_ALGORITHM")
 
 

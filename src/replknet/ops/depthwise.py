@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -12,19 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from replknet.ops import library, passes
+from replknet.ops.algorithm import Convolve
 from replknet.ops.arguments import (
     Padding,
     check_dtypes,
     check_shapes,
     check_tensors,
     four_sides,
-    layout_of,
+    layout_by,
     make_problem,
     pair,
 )
 from replknet.ops.choose import known_name, pytorch_alone_is_faster, requested
 from replknet.ops.eager import is_ordinary, nothing_listens
-from replknet.ops.problem import Layout, Problem
+from replknet.ops.problem import Problem
 
 Size = int | tuple[int, int]
 
@@ -108,7 +110,31 @@ def _call(
         and input.device == weight.device
         and (bias is None or input.device == bias.device)
     ):
-        return _bare(input, weight, bias, stride, padding, dilation, relu, algorithm)
+        grads = 0
+        if torch.is_grad_enabled():
+            of_bias = bias is not None and bias.requires_grad
+            grads = input.requires_grad + 2 * weight.requires_grad + 4 * of_bias
+        convolve = _without_operator(
+            input.device,
+            input.shape,
+            input.stride(),
+            input.dtype,
+            weight.shape,
+            weight.stride(),
+            weight.dtype,
+            None if bias is None else bias.shape,
+            None if bias is None else bias.stride(),
+            None if bias is None else bias.dtype,
+            _hashable(stride),
+            _hashable(padding),
+            _hashable(dilation),
+            relu,
+            algorithm,
+            requested(algorithm),
+            grads,
+            torch.get_num_threads(),
+        )
+        return convolve(input, weight, bias)
     known_name(algorithm)
     device = input.device.type
     if device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
@@ -121,87 +147,67 @@ def _call(
     return library.forward(input, weight, bias, steps, sides, holes, relu, algorithm)
 
 
-def _bare(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Size,
-    padding: Padding,
-    dilation: Size,
-    relu: bool,
-    algorithm: str,
-) -> Tensor:
-    """The operator without its call."""
-    problem = _known_problem(
-        input.shape,
-        weight.shape,
-        None if bias is None else bias.shape,
-        input.dtype,
-        weight.dtype,
-        None if bias is None else bias.dtype,
-        _hashable(stride),
-        _hashable(padding),
-        _hashable(dilation),
-        layout_of(input),
-        input.device,
-    )
-    grads = 0
-    if torch.is_grad_enabled():
-        of_bias = bias is not None and bias.requires_grad
-        grads = input.requires_grad + 2 * weight.requires_grad + 4 * of_bias
-    if (
-        algorithm == "auto"
-        and not relu
-        and _pytorch_is_faster(problem, grads, torch.get_num_threads())
-        and requested("auto") == "auto"
-    ):
-        return F.conv2d(
-            input,
-            weight,
-            bias,
-            problem.stride,
-            problem.padding[::2],
-            problem.dilation,
-            problem.channels,
-        )
-    if not grads:
-        return passes.forward(problem, input, weight, bias, relu, algorithm)
-    output: Tensor = library.DepthwiseConvolution.apply(
-        input, weight, bias, problem.stride, problem.padding, problem.dilation, relu, algorithm
-    )
-    return output
-
-
 def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
 @lru_cache(maxsize=4096)
-def _known_problem(
-    input: tuple[int, ...],
-    weight: tuple[int, ...],
-    bias: tuple[int, ...] | None,
-    input_dtype: torch.dtype,
+def _without_operator(
+    device: torch.device,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    dtype: torch.dtype,
+    weight_shape: Sequence[int],
+    weight_strides: Sequence[int],
     weight_dtype: torch.dtype,
+    bias_shape: Sequence[int] | None,
+    bias_strides: Sequence[int] | None,
     bias_dtype: torch.dtype | None,
     stride: Size,
     padding: Padding,
     dilation: Size,
-    layout: Layout,
-    device: torch.device,
-) -> Problem:
-    """The forward problem of tensors of these shapes and dtypes."""
-    check_shapes(input, weight, bias)
-    check_dtypes(input_dtype, weight_dtype, bias_dtype)
+    relu: bool,
+    algorithm: str,
+    request: str,
+    grads: int,
+    threads: int,
+) -> Convolve:
+    """What computes such calls without PyTorch's dispatcher.
+
+    Everything that it may depend on is an argument, so that a call takes one look-up.
+
+    Args:
+        request: What ``requested`` says of ``algorithm``.
+        grads: Sum of 1, 2 and 4 for the gradients of input, weight and bias that may be wanted.
+        threads: PyTorch's current number.
+    """
+    check_shapes(shape, weight_shape, bias_shape)
+    check_dtypes(dtype, weight_dtype, bias_dtype)
     steps, holes = pair("stride", stride, 1), pair("dilation", dilation, 1)
-    sides = four_sides(padding, weight[2:], steps, holes)
-    return make_problem(
-        "forward", input, weight[2:], steps, sides, holes, input_dtype, layout, device.type
+    kernel_size = weight_shape[2:]
+    sides = four_sides(padding, kernel_size, steps, holes)
+    layout = layout_by(shape, strides)
+    problem = make_problem(
+        "forward", shape, kernel_size, steps, sides, holes, dtype, layout, device.type
     )
+    if request == "auto" and not relu and _pytorch_is_faster(problem, grads):
+        both, groups = problem.padding[::2], problem.channels
+        return lambda input, weight, bias: F.conv2d(
+            input, weight, bias, steps, both, holes, groups
+        )
+    if grads:
+        return lambda input, weight, bias: library.DepthwiseConvolution.apply(
+            input, weight, bias, steps, sides, holes, relu, algorithm
+        )
+    in_place = (
+        strides == problem.strides[0]
+        and (weight_strides[0], *weight_strides[2:]) == (prod(kernel_size), kernel_size[1], 1)
+        and bias_strides in (None, (1,))
+    )
+    return passes.forward_of(problem, relu, algorithm, in_place)
 
 
-@lru_cache(maxsize=4096)
-def _pytorch_is_faster(forward: Problem, grads: int, threads: int) -> bool:
+def _pytorch_is_faster(forward: Problem, grads: int) -> bool:
     """Whether to leave a call to PyTorch, gradients of input (1) and weight (2) included."""
     top, bottom, left, right = forward.padding
     if (top, left) != (bottom, right) or 0 in (forward.batch, forward.height, forward.width):

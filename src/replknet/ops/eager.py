@@ -50,8 +50,7 @@ def nothing_listens() -> bool:
     return (
         not torch.compiler.is_compiling()
         and torch._C._dispatch_tls_local_include_set().raw_repr() in _ORDINARY_MODES
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.is_autocast_enabled("cuda")
+        and not torch._C._is_any_autocast_enabled()
         and not torch.autograd._profiler_enabled()
         and forward_ad._current_level < 0
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from replknet.ops import _binary
-from replknet.ops.algorithm import Support
+from replknet.ops.algorithm import Convolve, Support
 from replknet.ops.cost import predict
 from replknet.ops.problem import Problem
 
@@ -79,6 +79,14 @@ class NativeAlgorithm:
         self._run(struct, problem, input, _float32(weight), None, bias, output)
         return output
 
+    def forward_of(self, problem: Problem, relu: bool) -> Convolve:
+        """``forward`` for float32 tensors in the layout of ``problem``, called with no more.
+
+        The weight and the bias are contiguous. Holds for the current number of threads.
+        """
+        compute = _forward(problem, self._code, torch.get_num_threads(), relu)
+        return lambda input, weight, bias: compute(input, weight, None, bias)
+
     def struct(self, problem: Problem) -> _binary.ProblemStruct:
         """The problem for tensors in its layout; not to be changed."""
         return _struct(problem, self._code, torch.get_num_threads())
@@ -106,7 +114,7 @@ class NativeAlgorithm:
         bias: Tensor | None,
         relu: bool,
     ) -> Tensor:
-        """``forward`` with filters that ``prepare`` made, for any batch.
+        """``forward`` of tensors in the layout of ``problem``, with filters from ``prepare``.
 
         Raises:
             ValueError: the instruction set changed since.
@@ -115,11 +123,9 @@ class NativeAlgorithm:
             raise ValueError(
                 f"the filters were prepared for {filters.isa}, but {isa()} is in use; prepare anew"
             )
-        output = _empty_output(problem)
         bias = None if bias is None else _float32(bias)
-        struct = self.prepared_struct(problem, relu)
-        self._run(struct, problem, input, filters.packed, filters.spectra, bias, output)
-        return output
+        compute = _forward(problem, self._code, torch.get_num_threads(), relu, packed=True)
+        return compute(input, filters.packed, filters.spectra, bias)
 
     def prepared_struct(self, problem: Problem, relu: bool) -> _binary.ProblemStruct:
         """The problem of ``forward_prepared``, for tensors in its layout."""
@@ -152,16 +158,46 @@ class NativeAlgorithm:
         if strides != problem.strides:
             struct = _binary.ProblemStruct.from_buffer_copy(struct)
             struct.input_stride[:], struct.output_stride[:] = strides
-        status = _library().rk_run(
-            struct,
-            input.data_ptr(),
-            weight.data_ptr(),
-            None if spectrum is None else spectrum.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            output.data_ptr(),
-        )
-        if status:
-            check(status)
+        _compute(struct, input, weight, spectrum, bias, output)
+
+
+def _compute(
+    struct: _binary.ProblemStruct,
+    input: Tensor,
+    weight: Tensor,
+    spectrum: Tensor | None,
+    bias: Tensor | None,
+    output: Tensor,
+) -> None:
+    status = _library().rk_run(
+        struct,
+        input.data_ptr(),
+        weight.data_ptr(),
+        None if spectrum is None else spectrum.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        output.data_ptr(),
+    )
+    if status:
+        check(status)
+
+
+@lru_cache(maxsize=4096)
+def _forward(
+    problem: Problem, algorithm: int, threads: int, relu: bool, packed: bool = False
+) -> Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
+    """The output of input, weight, spectra and bias; what does not depend on them is at hand."""
+    struct = _struct(problem, algorithm, threads, relu, packed)
+    empty, shape, strides = torch.empty_strided, problem.output_shape, problem.strides[1]
+    dtype = problem.dtype
+
+    def forward(
+        input: Tensor, weight: Tensor, spectra: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        output = empty(shape, strides, dtype=dtype)
+        _compute(struct, input, weight, spectra, bias, output)
+        return output
+
+    return forward
 
 
 @lru_cache(maxsize=4096)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from replknet.ops.algorithm import Convolve
 from replknet.ops.arguments import memory_format
 from replknet.ops.choose import choose
+from replknet.ops.native import NativeAlgorithm
 from replknet.ops.problem import Problem
 from replknet.ops.trim import trim
 
@@ -32,6 +35,20 @@ def forward(
     input = input.contiguous(memory_format=format)
     output = choose(problem, algorithm, relu).forward(problem, input, weight, bias, relu)
     return output.contiguous(memory_format=format)
+
+
+def forward_of(problem: Problem, relu: bool, algorithm: str, in_place: bool) -> Convolve:
+    """``forward`` for many calls, with the current number of threads.
+
+    ``in_place``: they bring contiguous weights and biases, and inputs of the problem's strides.
+    """
+    empty = 0 in (problem.batch, problem.channels, problem.height, problem.width)
+    whole = trim(problem)[0] == problem
+    if in_place and whole and not empty and problem.dtype == torch.float32:
+        chosen = choose(problem, algorithm, relu)
+        if isinstance(chosen, NativeAlgorithm):
+            return chosen.forward_of(problem, relu)
+    return lambda input, weight, bias: forward(problem, input, weight, bias, relu, algorithm)
 
 
 def grad_input(problem: Problem, grad_output: Tensor, weight: Tensor, algorithm: str) -> Tensor:
