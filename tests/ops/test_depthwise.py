@@ -150,6 +150,36 @@ def test_memory_of_the_arguments_does_not_matter(algorithm):
     expanded = input[:1].expand(2, -1, -1, -1)
     result = depthwise_conv2d(expanded, weight, bias, algorithm=algorithm)
     assert relative_error(result, expected[:1].double().expand(2, -1, -1, -1)) < 1e-6
+    every_other = bias.repeat_interleave(2)[::2]
+    result = depthwise_conv2d(input, weight, every_other, algorithm=algorithm)
+    assert relative_error(result, expected.double()) < 1e-6
+
+
+@pytest.mark.parametrize("algorithm", CPU_ALGORITHMS)
+def test_memory_of_what_gradients_are_made_of_does_not_matter(algorithm):
+    torch.manual_seed(0)
+    input, weight = torch.randn(2, 6, 15, 13), torch.randn(6, 1, 7, 7)
+    grad_output = torch.randn(2, 6, 15, 13)
+
+    def gradients(input, weight, grad_output):
+        arguments = input.detach().requires_grad_(), weight.detach().requires_grad_()
+        output = depthwise_conv2d(*arguments, algorithm=algorithm)
+        return torch.autograd.grad(output, arguments, grad_output)
+
+    def compare(case, results, expected):
+        for result, reference in zip(results, expected, strict=True):
+            assert relative_error(result, reference.double()) < 2e-6, case
+
+    expected = gradients(input, weight, grad_output)
+    for case, view in views(input):
+        compare(f"input {case}", gradients(view, weight, grad_output), expected)
+    for case, view in views(weight):
+        compare(f"weight {case}", gradients(input, view, grad_output), expected)
+    for case, view in views(grad_output):
+        compare(f"gradient {case}", gradients(input, weight, view), expected)
+    ones = torch.ones(())
+    results = gradients(input, weight, ones.expand_as(input))
+    compare("gradient expanded", results, gradients(input, weight, torch.ones_like(input)))
 
 
 @pytest.mark.parametrize("algorithm", CPU_ALGORITHMS)

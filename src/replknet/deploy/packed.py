@@ -135,7 +135,8 @@ class FrozenDepthwiseConv2d(nn.Module):
         self._prepared: dict[Hashable, Forward] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        filters, bias = self._buffers["filters"], self._buffers["bias"]  # faster than attributes
+        buffers: dict[str, Any] = self._buffers  # faster than attributes
+        filters, bias = buffers["filters"], buffers["bias"]
         if not self._is_native(x, filters):
             convolve = depthwise_conv2d_relu if self.relu else depthwise_conv2d
             return convolve(

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from replknet.ops.problem import Problem
 
-
 Convolve = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """The output for an input, a weight and a bias."""
+
+Gradient = Callable[[Tensor, Tensor], Tensor]
+"""One gradient for that of the output, and the weight or the input."""
 
 
 @dataclass(frozen=True)

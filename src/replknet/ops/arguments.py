@@ -108,6 +108,11 @@ def layout_by(shape: Sequence[int], strides: Sequence[int]) -> Layout:
     return "NHWC" if channels_innermost and not one_pixel else "NCHW"
 
 
+def is_contiguous_weight(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether a weight (C, 1, Kh, Kw) of these lies in memory without gaps."""
+    return (strides[0], *strides[2:]) == (shape[2] * shape[3], shape[3], 1)
+
+
 def memory_format(layout: Layout) -> torch.memory_format:
     """PyTorch's name of a layout."""
     return torch.channels_last if layout == "NHWC" else torch.contiguous_format

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from math import prod
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from replknet.ops.arguments import (
     check_shapes,
     check_tensors,
     four_sides,
+    is_contiguous_weight,
     layout_by,
     make_problem,
     pair,
@@ -192,19 +192,18 @@ def _without_operator(
     )
     if request == "auto" and not relu and _pytorch_is_faster(problem, grads):
         both, groups = problem.padding[::2], problem.channels
-        return lambda input, weight, bias: F.conv2d(
-            input, weight, bias, steps, both, holes, groups
-        )
-    if grads:
-        return lambda input, weight, bias: library.DepthwiseConvolution.apply(
-            input, weight, bias, steps, sides, holes, relu, algorithm
-        )
+        return lambda input, weight, bias: F.conv2d(input, weight, bias, steps, both, holes, groups)
     in_place = (
         strides == problem.strides[0]
-        and (weight_strides[0], *weight_strides[2:]) == (prod(kernel_size), kernel_size[1], 1)
+        and is_contiguous_weight(weight_shape, weight_strides)
         and bias_strides in (None, (1,))
     )
-    return passes.forward_of(problem, relu, algorithm, in_place)
+    convolve = passes.forward_of(problem, relu, algorithm, in_place)
+    if not grads:
+        return convolve
+    return lambda input, weight, bias: library.DepthwiseConvolution.apply(
+        input, weight, bias, steps, sides, holes, relu, algorithm, convolve
+    )
 
 
 def _pytorch_is_faster(forward: Problem, grads: int) -> bool:

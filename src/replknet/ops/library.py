@@ -18,7 +18,14 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from replknet.ops import passes
-from replknet.ops.arguments import layout_of, make_problem, memory_format
+from replknet.ops.algorithm import Gradient
+from replknet.ops.arguments import (
+    is_contiguous_weight,
+    layout_by,
+    layout_of,
+    make_problem,
+    memory_format,
+)
 from replknet.ops.choose import requested
 from replknet.ops.eager import is_ordinary, nothing_listens
 from replknet.ops.problem import Layout
@@ -60,18 +67,57 @@ def run_grad_input(
     algorithm: str,
 ) -> Tensor:
     """Gradient of the input, whose height and width are ``input_size``."""
-    problem = _problem(
-        "grad_input",
-        (*grad_output.shape[:2], *input_size),
-        weight.shape[2:],
+    compute = _grad_input(
+        grad_output.device,
+        grad_output.shape,
+        grad_output.stride(),
+        grad_output.dtype,
+        weight.shape,
+        weight.stride(),
+        tuple(input_size),
         tuple(stride),
         tuple(padding),
         tuple(dilation),
-        weight.dtype,
-        "NHWC" if channels_last else "NCHW",
-        weight.device.type,
+        channels_last,
+        algorithm,
+        requested(algorithm),
+        torch.get_num_threads(),
     )
-    return passes.grad_input(problem, grad_output, weight, algorithm)
+    return compute(grad_output, weight)
+
+
+@lru_cache(maxsize=4096)
+def _grad_input(
+    device: torch.device,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    dtype: torch.dtype,
+    weight_shape: Sequence[int],
+    weight_strides: Sequence[int],
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    channels_last: bool,
+    algorithm: str,
+    request: str,
+    threads: int,
+) -> Gradient:
+    """What computes such gradients; everything that it may depend on is an argument."""
+    problem = make_problem(
+        "grad_input",
+        (*shape[:2], *input_size),
+        weight_shape[2:],
+        stride,
+        padding,
+        dilation,
+        dtype,
+        "NHWC" if channels_last else "NCHW",
+        device.type,
+    )
+    contiguous = is_contiguous_weight(weight_shape, weight_strides)
+    in_place = contiguous and strides == problem.strides[1]
+    return passes.grad_input_of(problem, algorithm, in_place)
 
 
 def run_grad_weight(
@@ -84,18 +130,45 @@ def run_grad_weight(
     algorithm: str,
 ) -> Tensor:
     """Gradient (C, 1, Kh, Kw) of the weight."""
-    problem = _problem(
-        "grad_weight",
+    compute = _grad_weight(
+        input.device,
         input.shape,
+        input.stride(),
+        input.dtype,
+        grad_output.stride(),
         tuple(kernel_size),
         tuple(stride),
         tuple(padding),
         tuple(dilation),
-        input.dtype,
-        layout_of(input),
-        input.device.type,
+        algorithm,
+        requested(algorithm),
+        torch.get_num_threads(),
     )
-    return passes.grad_weight(problem, grad_output, input, algorithm)
+    return compute(grad_output, input)
+
+
+@lru_cache(maxsize=4096)
+def _grad_weight(
+    device: torch.device,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    dtype: torch.dtype,
+    grad_output_strides: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    algorithm: str,
+    request: str,
+    threads: int,
+) -> Gradient:
+    """What computes such gradients; everything that it may depend on is an argument."""
+    layout = layout_by(shape, strides)
+    problem = make_problem(
+        "grad_weight", shape, kernel_size, stride, padding, dilation, dtype, layout, device.type
+    )
+    in_place = (strides, grad_output_strides) == problem.strides
+    return passes.grad_weight_of(problem, algorithm, in_place)
 
 
 # A call costs a few microseconds less with a problem that is at hand.
@@ -239,17 +312,21 @@ grad_weight.register_autograd(_grad_weight_backward, setup_context=_grad_weight_
 
 
 class DepthwiseConvolution(torch.autograd.Function):
-    """``forward`` with the same derivatives, for tensors and modes that need no operator."""
+    """``forward`` with the same derivatives, for tensors and modes that need no operator.
+
+    Its last argument computes the output.
+    """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = run_forward(*inputs)
-        _forward_context(ctx, inputs, output)
+        *operands, convolve = inputs
+        output: Tensor = convolve(*operands[:3])
+        _forward_context(ctx, tuple(operands), output)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        return _forward_backward(ctx, grad)
+        return *_forward_backward(ctx, grad), None
 
 
 # vmap. A mapped dimension joins the batch where it can, else the channels: each channel has its

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from replknet.ops import _binary
-from replknet.ops.algorithm import Convolve, Support
+from replknet.ops.algorithm import Convolve, Gradient, Support
 from replknet.ops.cost import predict
 from replknet.ops.problem import Problem
 
@@ -86,6 +86,29 @@ class NativeAlgorithm:
         """
         compute = _forward(problem, self._code, torch.get_num_threads(), relu)
         return lambda input, weight, bias: compute(input, weight, None, bias)
+
+    def grad_input_of(self, problem: Problem) -> Gradient:
+        """``grad_input`` for such tensors."""
+        struct, strides = self.struct(problem), problem.strides[0]
+        size = (problem.batch, problem.channels, problem.height, problem.width)
+
+        def grad_input(grad_output: Tensor, weight: Tensor) -> Tensor:
+            gradient = torch.empty_strided(size, strides, dtype=torch.float32)
+            _compute(struct, gradient, weight, None, None, grad_output)
+            return gradient
+
+        return grad_input
+
+    def grad_weight_of(self, problem: Problem) -> Gradient:
+        """``grad_weight`` for such tensors."""
+        struct, size = self.struct(problem), (problem.channels, 1, *problem.kernel_size)
+
+        def grad_weight(grad_output: Tensor, input: Tensor) -> Tensor:
+            gradient = torch.empty(size, dtype=torch.float32)
+            _compute(struct, input, gradient, None, None, grad_output)
+            return gradient
+
+        return grad_weight
 
     def struct(self, problem: Problem) -> _binary.ProblemStruct:
         """The problem for tensors in its layout; not to be changed."""

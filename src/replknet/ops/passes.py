@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from replknet.ops.algorithm import Convolve
+from replknet.ops.algorithm import Convolve, Gradient
 from replknet.ops.arguments import memory_format
 from replknet.ops.choose import choose
 from replknet.ops.native import NativeAlgorithm
@@ -37,20 +37,6 @@ def forward(
     return output.contiguous(memory_format=format)
 
 
-def forward_of(problem: Problem, relu: bool, algorithm: str, in_place: bool) -> Convolve:
-    """``forward`` for many calls, with the current number of threads.
-
-    ``in_place``: they bring contiguous weights and biases, and inputs of the problem's strides.
-    """
-    empty = 0 in (problem.batch, problem.channels, problem.height, problem.width)
-    whole = trim(problem)[0] == problem
-    if in_place and whole and not empty and problem.dtype == torch.float32:
-        chosen = choose(problem, algorithm, relu)
-        if isinstance(chosen, NativeAlgorithm):
-            return chosen.forward_of(problem, relu)
-    return lambda input, weight, bias: forward(problem, input, weight, bias, relu, algorithm)
-
-
 def grad_input(problem: Problem, grad_output: Tensor, weight: Tensor, algorithm: str) -> Tensor:
     """Gradient (N, C, H, W) of the input in the layout of the problem."""
     format = memory_format(problem.layout)
@@ -74,3 +60,37 @@ def grad_weight(problem: Problem, grad_output: Tensor, input: Tensor, algorithm:
     input = input.contiguous(memory_format=format)
     grad_output = grad_output.contiguous(memory_format=format)
     return taps.spread(choose(problem, algorithm).grad_weight(problem, grad_output, input), size)
+
+
+# The same for many calls, with the current number of threads. ``in_place``: all tensors are
+# contiguous, those of maps with the strides of the problem.
+
+
+def forward_of(problem: Problem, relu: bool, algorithm: str, in_place: bool) -> Convolve:
+    """``forward`` but for its tensors."""
+    if in_place and (native := _native(problem, algorithm, relu)):
+        return native.forward_of(problem, relu)
+    return lambda input, weight, bias: forward(problem, input, weight, bias, relu, algorithm)
+
+
+def grad_input_of(problem: Problem, algorithm: str, in_place: bool) -> Gradient:
+    """``grad_input`` but for its tensors."""
+    if in_place and (native := _native(problem, algorithm)):
+        return native.grad_input_of(problem)
+    return lambda grad_output, weight: grad_input(problem, grad_output, weight, algorithm)
+
+
+def grad_weight_of(problem: Problem, algorithm: str, in_place: bool) -> Gradient:
+    """``grad_weight`` but for its tensors."""
+    if in_place and (native := _native(problem, algorithm)):
+        return native.grad_weight_of(problem)
+    return lambda grad_output, input: grad_weight(problem, grad_output, input, algorithm)
+
+
+def _native(problem: Problem, algorithm: str, relu: bool = False) -> NativeAlgorithm | None:
+    """The algorithm for ``problem`` if it computes just that, without a copy of a tensor."""
+    empty = 0 in (problem.batch, problem.channels, problem.height, problem.width)
+    if empty or problem.dtype != torch.float32 or trim(problem)[0] != problem:
+        return None
+    chosen = choose(problem, algorithm, relu)
+    return chosen if isinstance(chosen, NativeAlgorithm) else None
