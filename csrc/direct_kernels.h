@@ -64,13 +64,16 @@ static RK_INLINE Range taps_of_row(const Correlation& c, const Part& part, int r
 
 template <int R, int T>
 static RK_INLINE void store_sums(const Correlation& c, float* y, Vec (&sum)[R][T]) {
+    const int64_t pitch = c.y_pitch, step = c.y_step;
+    const bool add = c.add, relu = c.relu;
+    const Vec start = c.start;
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 16
         for (int t = 0; t < T; t++) {
-            float* p = y + r * c.y_pitch + t * c.y_step;
-            const Vec v = sum[r][t] + (c.add ? load(p) : c.start);
-            store(p, c.relu ? max_with_zero(v) : v);
+            float* p = y + r * pitch + t * step;
+            const Vec v = sum[r][t] + (add ? load(p) : start);
+            store(p, relu ? max_with_zero(v) : v);
         }
 }
 
@@ -111,7 +114,7 @@ static RK_INLINE void add_taps_to_block(const Correlation& c, const Part& part, 
 }
 
 template <int K, int T, bool Packed>
-static void add_taps(const Correlation& c, const Part& part, int col, int blocks) {
+static void add_taps(const Correlation c, const Part part, int col, int blocks) {
     for (int block = 0; block < blocks; block++, col += T) {
         const int first = c.pad_left - col, end = c.x_cols + first;
         if (first <= 0 && end >= T + K - 1)
@@ -178,7 +181,7 @@ static void add_block(const Correlation& c, Range taps, int row) {
 
 // ---------------------------------------------------------------- tables of kernels
 
-typedef void (*TapsKernel)(const Correlation&, const Part&, int col, int blocks);
+typedef void (*TapsKernel)(const Correlation, const Part, int col, int blocks);
 typedef void (*BlockKernel)(const Correlation&, Range taps, int row);
 
 template <int K, int T, bool Packed>

@@ -54,21 +54,24 @@ static RK_INLINE void fetch_strip(const Plane& p, int row, int col) {
     }
 }
 
-// Outputs of T vectors of columns from `col`, in the rows from `begin` to before `end`. Edge: some columns of x do not
-// exist.
+// Outputs of T vectors of columns from `col`, in the rows from `begin` to before `end`. The last vector overlaps the one
+// before it rather than leaving the map, where it can: masked stores are slow. Edge: some columns of x do not exist.
+// The plane is a copy: it would be read again after each store to memory that it might lie in.
 template <int K, int T, bool Edge>
-static void convolve_strip(const Plane& p, int col, int begin, int end) {
+static void convolve_strip(const Plane p, const float* taps, int col, int begin, int end) {
     Vec sum[K][T] = {};
     Mask exist[K][T];
+    const int last = larger(smaller(p.y_cols - kLanes, col + (T - 1) * kLanes), 0) - col;
+    const auto start = [&](int t) { return t == T - 1 ? last : t * kLanes; };
     if (Edge)
         for (int l = 0; l < K; l++)
             for (int t = 0; t < T; t++) {
-                const int first = p.pad_left - l - col - t * kLanes;
+                const int first = p.pad_left - l - col - start(t);
                 exist[l][t] = lanes_between(smaller(larger(first, 0), kLanes),
                                             smaller(larger(first + p.x_cols, 0), kLanes));
             }
     const Vec bias = broadcast(p.bias);
-    const int last = smaller(p.y_cols - col - (T - 1) * kLanes, kLanes);
+    const int last_lanes = smaller(p.y_cols, kLanes);
     const float* x = p.x + (begin - p.pad_top) * p.x_pitch + col - p.pad_left;
     float* y = p.y + (begin - K + 1) * p.y_pitch + col;
     for (int i = begin; i < end + K - 1; i++, x += p.x_pitch, y += p.y_pitch) {
@@ -80,12 +83,11 @@ static void convolve_strip(const Plane& p, int col, int begin, int end) {
                 Vec v[T];
 #pragma GCC unroll 8
                 for (int t = 0; t < T; t++)
-                    v[t] = Edge && (t == 0 || t >= T - 2)
-                               ? load_lanes(x + l + t * kLanes, exist[l][t])
-                               : load(x + l + t * kLanes);
+                    v[t] = Edge && (t == 0 || t >= T - 2) ? load_lanes(x + l + start(t), exist[l][t])
+                                                          : load(x + l + start(t));
 #pragma GCC unroll 8
                 for (int k = 0; k < K; k++) {
-                    const Vec tap = broadcast(p.w[(K - 1 - k) * p.w_pitch + l * p.w_step]);
+                    const Vec tap = broadcast(taps[k * K + l]);
 #pragma GCC unroll 8
                     for (int t = 0; t < T; t++) sum[k][t] += tap * v[t];
                 }
@@ -95,10 +97,10 @@ static void convolve_strip(const Plane& p, int col, int begin, int end) {
 #pragma GCC unroll 8
             for (int t = 0; t < T; t++) {
                 const Vec v = finish(sum[0][t], bias, p.relu);
-                if (t < T - 1 || last == kLanes)
-                    store(y + t * kLanes, v);
+                if (t < T - 1 || last_lanes == kLanes)
+                    store(y + start(t), v);
                 else
-                    store_some(y + t * kLanes, v, last);
+                    store_some(y + start(t), v, last_lanes);
             }
         }
 #pragma GCC unroll 8
@@ -110,7 +112,7 @@ static void convolve_strip(const Plane& p, int col, int begin, int end) {
     }
 }
 
-typedef void (*StripKernel)(const Plane&, int col, int begin, int end);
+typedef void (*StripKernel)(const Plane, const float* taps, int col, int begin, int end);
 
 template <int K, int T, bool Edge>
 static constexpr StripKernel strip_kernel() {
@@ -126,13 +128,16 @@ static void convolve_plane(const Plane& p, int begin, int end) {
                                                      strip_kernel<K, 3, false>(), strip_kernel<K, 4, false>()};
     static constexpr StripKernel edge[kMaxStrip] = {strip_kernel<K, 1, true>(), strip_kernel<K, 2, true>(),
                                                     strip_kernel<K, 3, true>(), strip_kernel<K, 4, true>()};
+    float taps[K * K];  // of the sums of a strip
+    for (int k = 0; k < K; k++)
+        for (int l = 0; l < K; l++) taps[k * K + l] = p.w[(K - 1 - k) * p.w_pitch + l * p.w_step];
     const int vectors = int(divide_up(p.y_cols, kLanes));
     const Split strips(vectors, strip_of(K));
     for (int i = 0; i < strips.parts; i++) {
         const int col = strips.begin(i) * kLanes, width = strips.end(i) - strips.begin(i);
         const int first = col - p.pad_left;
         const bool inside = first >= 0 && first + width * kLanes + K - 1 <= p.x_cols;
-        (inside ? inner : edge)[width - 1](p, col, begin, end);
+        (inside ? inner : edge)[width - 1](p, taps, col, begin, end);
     }
 }
 
