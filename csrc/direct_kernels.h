@@ -114,7 +114,9 @@ static RK_INLINE void add_taps_to_block(const Correlation& c, const Part& part, 
 }
 
 template <int K, int T, bool Packed>
-static void add_taps(const Correlation c, const Part part, int col, int blocks) {
+static void add_taps(const Correlation& given, const Part& given_part, int col, int blocks) {
+    const Correlation c = given;  // a store might change what is given
+    const Part part = given_part;
     for (int block = 0; block < blocks; block++, col += T) {
         const int first = c.pad_left - col, end = c.x_cols + first;
         if (first <= 0 && end >= T + K - 1)
@@ -181,7 +183,7 @@ static void add_block(const Correlation& c, Range taps, int row) {
 
 // ---------------------------------------------------------------- tables of kernels
 
-typedef void (*TapsKernel)(const Correlation, const Part, int col, int blocks);
+typedef void (*TapsKernel)(const Correlation&, const Part&, int col, int blocks);
 typedef void (*BlockKernel)(const Correlation&, Range taps, int row);
 
 template <int K, int T, bool Packed>

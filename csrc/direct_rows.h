@@ -31,6 +31,7 @@ struct Plane {
 
 constexpr int64_t kPieceBytes = 64 << 10;    // of a band of rows, fetched while the one before it is computed
 constexpr int64_t kForeseenBytes = 4 << 10;  // the processor fetches what follows so little by itself
+constexpr int64_t kForeseenMaps = 12 << 20;  // from a third level cache; measured, of the outputs
 constexpr int kMaxStrip = 4;
 
 #if RK_LANES == 16  // 32 vector registers
@@ -42,7 +43,8 @@ constexpr int strip_of(int taps) { return taps == 7 ? 1 : taps == 5 ? 2 : 3; }
 // Maps of fewer columns are faster in tiles of packed channels; measured. Without masked loads all are.
 constexpr int64_t fewest_columns(int taps, int64_t channels) {
     if (kLanes == 16) return 12;
-    return taps == 7 ? (channels < kLanes ? 64 : 256) : taps == 5 ? 16 : 14;
+    if (2 * channels <= kLanes) return kLanes;  // tiles have as many idle lanes
+    return taps == 7 ? 256 : taps == 5 ? 24 : 14;
 }
 
 // Brings T vectors of columns of a row that follows into the second level cache.
@@ -56,9 +58,9 @@ static RK_INLINE void fetch_strip(const Plane& p, int row, int col) {
 
 // Outputs of T vectors of columns from `col`, in the rows from `begin` to before `end`. The last vector overlaps the one
 // before it rather than leaving the map, where it can: masked stores are slow. Edge: some columns of x do not exist.
-// The plane is a copy: it would be read again after each store to memory that it might lie in.
 template <int K, int T, bool Edge>
-static void convolve_strip(const Plane p, const float* taps, int col, int begin, int end) {
+static void convolve_strip(const Plane& given, const float* taps, int col, int begin, int end) {
+    const Plane p = given;  // a store might change what is given
     Vec sum[K][T] = {};
     Mask exist[K][T];
     const int last = larger(smaller(p.y_cols - kLanes, col + (T - 1) * kLanes), 0) - col;
@@ -112,7 +114,7 @@ static void convolve_strip(const Plane p, const float* taps, int col, int begin,
     }
 }
 
-typedef void (*StripKernel)(const Plane, const float* taps, int col, int begin, int end);
+typedef void (*StripKernel)(const Plane&, const float* taps, int col, int begin, int end);
 
 template <int K, int T, bool Edge>
 static constexpr StripKernel strip_kernel() {
@@ -185,7 +187,8 @@ static void run_rows(const Call& call) {
     const int64_t for_threads = at_most(divide_up(kMinJobs, planes), rows / 8);
     const int64_t for_caches = at_most(divide_up(plane_bytes, kPieceBytes), rows / 32);  // rows are read again at borders
     const int64_t bands = at_least(1, at_least(for_threads, for_caches)), jobs = planes * bands;
-    const bool fetches = outgrows_caches(p) && plane_bytes / bands > kForeseenBytes;
+    const bool fetches = planes * plane_bytes > kForeseenMaps ||
+                         (outgrows_caches(p) && plane_bytes / bands > kForeseenBytes);
     const auto first_row = [&](int64_t job) { return rows * (job % bands) / bands; };
     const auto plane = [&](int64_t job) { return plane_of(call, job / bands / p.channels, job / bands % p.channels); };
     void (*const convolve)(const Plane&, int, int) =

@@ -53,7 +53,8 @@ static RK_INLINE void add_pixels(const Correlation& c, const float* x, int row, 
 
 // T columns of outputs from `col`, a forward pass of stride S, in the rows from `begin` to before `end`.
 template <bool Edge, int K, int S, int T>
-static void correlate_strip(const Correlation c, int col, int begin, int end) {
+static void correlate_strip(const Correlation& given, int col, int begin, int end) {
+    const Correlation c = given;  // a store might change what is given
     constexpr int kRows = rows_reached(K, S);
     const int left = col * S - c.pad_left;
     const float* x = c.x + (begin * S - c.pad_top) * c.x_pitch + left * c.x_step;
@@ -74,7 +75,7 @@ static void correlate_strip(const Correlation c, int col, int begin, int end) {
     }
 }
 
-typedef void (*StripKernel)(const Correlation, int col, int begin, int end);
+typedef void (*StripKernel)(const Correlation&, int col, int begin, int end);
 
 template <bool Edge, int K, int S, int T>
 static constexpr StripKernel strip_kernel() {

@@ -13,8 +13,8 @@ constexpr int kTapsPerSum = 98;
 struct Split {
     int size, parts;
 
-    Split(int size, int most) : size(size), parts((size + most - 1) / most) {}
-    int begin(int part) const { return int(int64_t(size) * part / parts); }
+    Split(int size, int most) : size(size), parts(size > 0 && size <= most ? 1 : (size + most - 1) / most) {}
+    int begin(int part) const { return part == 0 ? 0 : part == parts ? size : int(int64_t(size) * part / parts); }
     int end(int part) const { return begin(part + 1); }
 };
 
@@ -44,8 +44,9 @@ static void correlate_by_taps(const Correlation& c) {
         const int from = columns.begin(i), taps = columns.end(i) - from;
         const auto& table = c.x_step == kLanes ? TapsKernels<true>::table : TapsKernels<false>::table;
         const auto& kernels = table[taps - 1];
-        const int widest = cols_at_once(taps), width = int(divide_up(c.y_cols, divide_up(c.y_cols, widest)));
-        const int blocks = c.y_cols / width, rest = c.y_cols % width;
+        const int blocks_needed = Split(c.y_cols, cols_at_once(taps)).parts;
+        const int width = blocks_needed == 1 ? c.y_cols : int(divide_up(c.y_cols, blocks_needed));
+        const int blocks = blocks_needed == 1 ? 1 : c.y_cols / width, rest = c.y_cols - blocks * width;
         for_each_part(c, smaller(taps, c.x_cols), [&](const Part& part, bool first, bool last) {
             Correlation some = c;
             some.w += from * c.w_step;

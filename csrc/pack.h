@@ -21,7 +21,7 @@ static void clear(float* buffer, int64_t pixels) {
 }
 
 template <class T>
-static void read_channels_adjacent(const Image& image, const T* source, const Inside& in, float* target,
+static void read_channels_adjacent(const Image image, const T* source, const Inside in, float* target,
                                    int64_t pitch) {
     for (int64_t r = 0; r < in.rows; r++) {
         const T* s = source + r * image.h;
@@ -34,7 +34,7 @@ static void read_channels_adjacent(const Image& image, const T* source, const In
 }
 
 template <class T>
-static void read_scattered(const Image& image, const T* source, const Inside& in, float* target, int64_t pitch) {
+static void read_scattered(const Image image, const T* source, const Inside in, float* target, int64_t pitch) {
     for (int64_t r = 0; r < in.rows; r++)
         for (int64_t c = 0; c < in.cols; c++) {
             T lanes[kLanes] = {};
@@ -58,6 +58,7 @@ static void read_inside(const Image& image, int64_t row, int64_t col, const Insi
 
 // Clears what of a tile lies outside its image.
 static void clear_outside(const Inside& in, int64_t rows, int64_t cols, float* buffer, int64_t pitch) {
+    if (in.rows == rows && in.cols == cols) return;
     for (int64_t r = 0; r < rows; r++) {
         float* line = buffer + r * pitch;
         if (r < in.top || r >= in.top + in.rows) {
@@ -85,7 +86,7 @@ static void read_tile(const Image& image, int64_t row, int64_t col, int64_t rows
 }
 
 template <class T>
-static void write_channels_adjacent(const Image& image, T* target, const Inside& in, const float* source,
+static void write_channels_adjacent(const Image image, T* target, const Inside in, const float* source,
                                     int64_t pitch, Vec bias, bool relu) {
     for (int64_t r = 0; r < in.rows; r++) {
         T* t = target + r * image.h;
@@ -99,7 +100,7 @@ static void write_channels_adjacent(const Image& image, T* target, const Inside&
 }
 
 template <class T>
-static void write_scattered(const Image& image, T* target, const Inside& in, const float* source, int64_t pitch,
+static void write_scattered(const Image image, T* target, const Inside in, const float* source, int64_t pitch,
                             Vec bias, bool relu) {
     for (int64_t r = 0; r < in.rows; r++)
         for (int64_t c = 0; c < in.cols; c++) {

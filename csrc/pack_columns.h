@@ -87,7 +87,7 @@ static RK_INLINE bool by_vectors(const Image& image, const Inside& in) {
 }
 
 template <int kColumns, class T>
-static void read_merged(const Image& image, const T* source, const Inside& in, float* target, int64_t pitch) {
+static void read_merged(const Image image, const T* source, const Inside in, float* target, int64_t pitch) {
     const auto [runs, length] = runs_of_image(image, in);
     const int count = length < kColumns ? int(length) : kColumns;
     const bool all = kColumns > 4 || (count == 4 && image.channels == kLanes);
@@ -110,7 +110,7 @@ static void read_merged(const Image& image, const T* source, const Inside& in, f
 }
 
 template <class T>
-static void read_runs(const Image& image, const T* source, const Runs& runs, float* target, int64_t pitch) {
+static void read_runs(const Image image, const T* source, const Runs runs, float* target, int64_t pitch) {
     for (int64_t run = 0; run < runs.count; run++, source += image.h, target += pitch)
         for (int64_t i = 0; i < runs.length; i += 4) {
             const int64_t start = block_start<4>(i, runs.length);
@@ -157,7 +157,7 @@ static RK_INLINE void write_block(const Image& image, T* target, Vec* pixels) {
 }
 
 template <int kColumns, class T>
-static void write_merged(const Image& image, T* target, const Inside& in, const float* source, int64_t pitch, Vec bias,
+static void write_merged(const Image image, T* target, const Inside in, const float* source, int64_t pitch, Vec bias,
                          bool relu) {
     const auto [runs, length] = runs_of_image(image, in);
     const int count = length < kColumns ? int(length) : kColumns;
@@ -181,7 +181,7 @@ static void write_merged(const Image& image, T* target, const Inside& in, const 
 }
 
 template <class T>
-static void write_runs(const Image& image, T* target, const Runs& runs, const float* source, int64_t pitch, Vec bias,
+static void write_runs(const Image image, T* target, const Runs runs, const float* source, int64_t pitch, Vec bias,
                        bool relu) {
     for (int64_t run = 0; run < runs.count; run++, target += image.h, source += pitch)
         for (int64_t i = 0; i < runs.length; i += 4) {

@@ -12,29 +12,30 @@ namespace RK_ISA {
 template <class T>
 static void read_pixels(const Image& first, int64_t groups, int64_t row, int64_t col, const Inside& in, float* const* buffers,
                         int64_t pitch) {
-    const T* const source =
-        reinterpret_cast<const T*>(first.data) + (row + in.top) * first.h + (col + in.left) * first.w;
-    for (int64_t r = 0; r < in.rows; r++)
-        for (int64_t c = 0; c < in.cols; c++) {
-            const T* const pixel = source + r * first.h + c * first.w;
-            const int64_t at = (in.top + r) * pitch + (in.left + c) * kLanes;
+    const T* line = reinterpret_cast<const T*>(first.data) + (row + in.top) * first.h + (col + in.left) * first.w;
+    const int64_t rows = in.rows, cols = in.cols, next_line = first.h, next_pixel = first.w;
+    int64_t at = in.top * pitch + in.left * kLanes;
+    for (int64_t r = 0; r < rows; r++, line += next_line, at += pitch - cols * kLanes) {
+        const T* pixel = line;
+        for (int64_t c = 0; c < cols; c++, pixel += next_pixel, at += kLanes)
             for (int64_t g = 0; g < groups; g++) store(buffers[g] + at, load(pixel + g * kLanes));
-        }
+    }
 }
 
 template <class T>
 static void write_pixels(const Image& first, int64_t groups, int64_t row, int64_t col, const Inside& in,
                          float* const* buffers, int64_t pitch, const float* bias, bool relu) {
-    T* const target = reinterpret_cast<T*>(first.data) + (row + in.top) * first.h + (col + in.left) * first.w;
-    for (int64_t r = 0; r < in.rows; r++)
-        for (int64_t c = 0; c < in.cols; c++) {
-            T* const pixel = target + r * first.h + c * first.w;
-            const int64_t at = (in.top + r) * pitch + (in.left + c) * kLanes;
-            for (int64_t g = 0; g < groups; g++) {
-                const Vec added = bias ? load(bias + first.first_channel + g * kLanes) : Vec{};
-                store(pixel + g * kLanes, finish(load(buffers[g] + at), added, relu));
-            }
-        }
+    T* line = reinterpret_cast<T*>(first.data) + (row + in.top) * first.h + (col + in.left) * first.w;
+    const int64_t rows = in.rows, cols = in.cols, next_line = first.h, next_pixel = first.w;
+    const float* const added = bias ? bias + first.first_channel : nullptr;
+    int64_t at = in.top * pitch + in.left * kLanes;
+    for (int64_t r = 0; r < rows; r++, line += next_line, at += pitch - cols * kLanes) {
+        T* pixel = line;
+        for (int64_t c = 0; c < cols; c++, pixel += next_pixel, at += kLanes)
+            for (int64_t g = 0; g < groups; g++)
+                store(pixel + g * kLanes,
+                      finish(load(buffers[g] + at), added ? load(added + g * kLanes) : Vec{}, relu));
+    }
 }
 
 // How many of the groups can be moved pixel by pixel: not the last one if it has less channels than lanes.
