@@ -84,8 +84,7 @@ class NativeAlgorithm:
 
         The weight and the bias are contiguous. Holds for the current number of threads.
         """
-        compute = _forward(problem, self._code, torch.get_num_threads(), relu)
-        return lambda input, weight, bias: compute(input, weight, None, bias)
+        return _forward(problem, self._code, torch.get_num_threads(), relu)
 
     def grad_input_of(self, problem: Problem) -> Gradient:
         """``grad_input`` for such tensors."""
@@ -148,7 +147,7 @@ class NativeAlgorithm:
             )
         bias = None if bias is None else _float32(bias)
         compute = _forward(problem, self._code, torch.get_num_threads(), relu, packed=True)
-        return compute(input, filters.packed, filters.spectra, bias)
+        return compute(input, filters.packed, bias, filters.spectra)
 
     def prepared_struct(self, problem: Problem, relu: bool) -> _binary.ProblemStruct:
         """The problem of ``forward_prepared``, for tensors in its layout."""
@@ -207,14 +206,14 @@ def _compute(
 @lru_cache(maxsize=4096)
 def _forward(
     problem: Problem, algorithm: int, threads: int, relu: bool, packed: bool = False
-) -> Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
-    """The output of input, weight, spectra and bias; what does not depend on them is at hand."""
+) -> Callable[..., Tensor]:
+    """The output of input, weight, bias and spectra; what does not depend on them is at hand."""
     struct = _struct(problem, algorithm, threads, relu, packed)
     empty, shape, strides = torch.empty_strided, problem.output_shape, problem.strides[1]
     dtype = problem.dtype
 
     def forward(
-        input: Tensor, weight: Tensor, spectra: Tensor | None, bias: Tensor | None
+        input: Tensor, weight: Tensor, bias: Tensor | None, spectra: Tensor | None = None
     ) -> Tensor:
         output = empty(shape, strides, dtype=dtype)
         _compute(struct, input, weight, spectra, bias, output)
