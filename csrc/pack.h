@@ -10,6 +10,8 @@
 //
 // Three ways by strides: channels adjacent (NHWC) as vector copies, columns adjacent (NCHW) through transposes
 // in registers (pack_columns.h), anything else element by element. Nothing outside the tensor is read or written.
+//
+// The loops over pixels have copies of what describes the image, lest it be read again after each store.
 #pragma once
 
 #include "pack_columns.h"

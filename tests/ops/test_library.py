@@ -19,6 +19,21 @@ def arguments(format=torch.contiguous_format):
     return input, torch.randn(6, 1, 5, 4, requires_grad=True), torch.randn(6, requires_grad=True)
 
 
+def test_gradients_of_mixed_dtypes_are_refused():
+    """Their memory would be read as what it is not."""
+    input, weight, _ = (tensor.detach() for tensor in arguments())
+    grad_output = torch.randn(2, 6, 9, 11, dtype=torch.float16)
+    geometry = (1, 1), (2, 2, 1, 2), (1, 1)
+    with pytest.raises(ValueError, match=r"grad_output is .*float16 but weight is .*float32"):
+        torch.ops.replknet.depthwise_conv2d_grad_input(
+            grad_output, weight, (9, 11), *geometry, False, "auto"
+        )
+    with pytest.raises(ValueError, match=r"grad_output is .*float16 but input is .*float32"):
+        torch.ops.replknet.depthwise_conv2d_grad_weight(
+            grad_output, input, (5, 4), *geometry, "auto"
+        )
+
+
 @pytest.mark.filterwarnings(LEAF_WARNING)
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("stride", [(1, 1), (2, 1)])

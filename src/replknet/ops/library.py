@@ -74,6 +74,7 @@ def run_grad_input(
         grad_output.dtype,
         weight.shape,
         weight.stride(),
+        weight.dtype,
         tuple(input_size),
         tuple(stride),
         tuple(padding),
@@ -94,6 +95,7 @@ def _grad_input(
     dtype: torch.dtype,
     weight_shape: Sequence[int],
     weight_strides: Sequence[int],
+    weight_dtype: torch.dtype,
     input_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
@@ -104,6 +106,7 @@ def _grad_input(
     threads: int,
 ) -> Gradient:
     """What computes such gradients; everything that it may depend on is an argument."""
+    _check_dtypes(dtype, "weight", weight_dtype)
     problem = make_problem(
         "grad_input",
         (*shape[:2], *input_size),
@@ -136,6 +139,7 @@ def run_grad_weight(
         input.stride(),
         input.dtype,
         grad_output.stride(),
+        grad_output.dtype,
         tuple(kernel_size),
         tuple(stride),
         tuple(padding),
@@ -154,6 +158,7 @@ def _grad_weight(
     strides: Sequence[int],
     dtype: torch.dtype,
     grad_output_strides: Sequence[int],
+    grad_output_dtype: torch.dtype,
     kernel_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
@@ -163,12 +168,18 @@ def _grad_weight(
     threads: int,
 ) -> Gradient:
     """What computes such gradients; everything that it may depend on is an argument."""
+    _check_dtypes(grad_output_dtype, "input", dtype)
     layout = layout_by(shape, strides)
     problem = make_problem(
         "grad_weight", shape, kernel_size, stride, padding, dilation, dtype, layout, device.type
     )
     in_place = (strides, grad_output_strides) == problem.strides
     return passes.grad_weight_of(problem, algorithm, in_place)
+
+
+def _check_dtypes(grad_output: torch.dtype, name: str, other: torch.dtype) -> None:
+    if grad_output != other:
+        raise ValueError(f"grad_output is {grad_output} but {name} is {other}; use one dtype")
 
 
 # A call costs a few microseconds less with a problem that is at hand.
