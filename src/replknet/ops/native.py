@@ -76,7 +76,8 @@ class NativeAlgorithm:
         output = _empty_output(problem)
         bias = None if bias is None else _float32(bias)
         struct = _struct(problem, self._code, torch.get_num_threads(), relu)
-        self._run(struct, problem, input, _float32(weight), None, bias, output)
+        struct = _with_strides(struct, problem, input, output)
+        _compute(struct, input, _float32(weight), None, bias, output)
         return output
 
     def forward_of(self, problem: Problem, relu: bool) -> Convolve:
@@ -156,31 +157,26 @@ class NativeAlgorithm:
     def grad_input(self, problem: Problem, grad_output: Tensor, weight: Tensor) -> Tensor:
         size = (problem.batch, problem.channels, problem.height, problem.width)
         gradient = torch.empty_strided(size, problem.strides[0], dtype=problem.dtype)
-        struct = self.struct(problem)
-        self._run(struct, problem, gradient, _float32(weight), None, None, grad_output)
+        struct = _with_strides(self.struct(problem), problem, gradient, grad_output)
+        _compute(struct, gradient, _float32(weight), None, None, grad_output)
         return gradient
 
     def grad_weight(self, problem: Problem, grad_output: Tensor, input: Tensor) -> Tensor:
         gradient = torch.empty(problem.channels, 1, *problem.kernel_size, dtype=torch.float32)
-        struct = self.struct(problem)
-        self._run(struct, problem, input, gradient, None, None, grad_output)
+        struct = _with_strides(self.struct(problem), problem, input, grad_output)
+        _compute(struct, input, gradient, None, None, grad_output)
         return gradient if problem.dtype == torch.float32 else gradient.to(problem.dtype)
 
-    def _run(
-        self,
-        struct: _binary.ProblemStruct,
-        problem: Problem,
-        input: Tensor,
-        weight: Tensor,
-        spectrum: Tensor | None,
-        bias: Tensor | None,
-        output: Tensor,
-    ) -> None:
-        strides = input.stride(), output.stride()
-        if strides != problem.strides:
-            struct = _binary.ProblemStruct.from_buffer_copy(struct)
-            struct.input_stride[:], struct.output_stride[:] = strides
-        _compute(struct, input, weight, spectrum, bias, output)
+
+def _with_strides(
+    struct: _binary.ProblemStruct, problem: Problem, input: Tensor, output: Tensor
+) -> _binary.ProblemStruct:
+    """``struct`` for tensors that may not have the strides of ``problem``."""
+    strides = input.stride(), output.stride()
+    if strides != problem.strides:
+        struct = _binary.ProblemStruct.from_buffer_copy(struct)
+        struct.input_stride[:], struct.output_stride[:] = strides
+    return struct
 
 
 def _compute(
