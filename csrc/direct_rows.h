@@ -31,7 +31,7 @@ struct Plane {
 
 constexpr int64_t kPieceBytes = 64 << 10;    // of a band of rows, fetched while the one before it is computed
 constexpr int64_t kForeseenBytes = 4 << 10;  // the processor fetches what follows so little by itself
-constexpr int64_t kForeseenMaps = 12 << 20;  // of outputs: beyond, nor do small maps come in time; measured
+constexpr int64_t kForeseenMaps = 12 << 20;  // outputs of all maps: beyond, even small maps are fetched; measured
 constexpr int kMaxStrip = 4;
 
 #if RK_LANES == 16  // 32 vector registers

@@ -44,9 +44,13 @@ static void correlate_by_taps(const Correlation& c) {
         const int from = columns.begin(i), taps = columns.end(i) - from;
         const auto& table = c.x_step == kLanes ? TapsKernels<true>::table : TapsKernels<false>::table;
         const auto& kernels = table[taps - 1];
-        const int blocks_needed = Split(c.y_cols, cols_at_once(taps)).parts;
-        const int width = blocks_needed == 1 ? c.y_cols : int(divide_up(c.y_cols, blocks_needed));
-        const int blocks = blocks_needed == 1 ? 1 : c.y_cols / width, rest = c.y_cols - blocks * width;
+        const int widest = cols_at_once(taps);
+        int width = c.y_cols, blocks = 1;
+        if (width > widest) {
+            width = int(divide_up(c.y_cols, divide_up(c.y_cols, widest)));
+            blocks = c.y_cols / width;
+        }
+        const int rest = c.y_cols - blocks * width;
         for_each_part(c, smaller(taps, c.x_cols), [&](const Part& part, bool first, bool last) {
             Correlation some = c;
             some.w += from * c.w_step;

@@ -81,14 +81,14 @@ class NativeAlgorithm:
         return output
 
     def forward_of(self, problem: Problem, relu: bool) -> Convolve:
-        """``forward`` for float32 tensors in the layout of ``problem``, called with no more.
+        """``forward`` of ``problem`` for tensors to come, with the current number of threads.
 
-        The weight and the bias are contiguous. Holds for the current number of threads.
+        They are float32, the input has the strides of the problem, weight and bias are contiguous.
         """
         return _forward(problem, self._code, torch.get_num_threads(), relu)
 
     def grad_input_of(self, problem: Problem) -> Gradient:
-        """``grad_input`` for such tensors."""
+        """``grad_input`` of ``problem`` for tensors to come, as ``forward_of``."""
         struct, strides = self.struct(problem), problem.strides[0]
         size = (problem.batch, problem.channels, problem.height, problem.width)
 
@@ -100,7 +100,7 @@ class NativeAlgorithm:
         return grad_input
 
     def grad_weight_of(self, problem: Problem) -> Gradient:
-        """``grad_weight`` for such tensors."""
+        """``grad_weight`` of ``problem`` for tensors to come, as ``forward_of``."""
         struct, size = self.struct(problem), (problem.channels, 1, *problem.kernel_size)
 
         def grad_weight(grad_output: Tensor, input: Tensor) -> Tensor:

@@ -62,26 +62,26 @@ def grad_weight(problem: Problem, grad_output: Tensor, input: Tensor, algorithm:
     return taps.spread(choose(problem, algorithm).grad_weight(problem, grad_output, input), size)
 
 
-# The same for many calls, with the current number of threads. ``in_place``: all tensors are
-# contiguous, those of maps with the strides of the problem.
+# The same for tensors to come, with the current number of threads. ``in_place``: all of them will
+# be contiguous, those of maps with the strides of the problem.
 
 
 def forward_of(problem: Problem, relu: bool, algorithm: str, in_place: bool) -> Convolve:
-    """``forward`` but for its tensors."""
+    """Computes what ``forward`` does."""
     if in_place and (native := _native(problem, algorithm, relu)):
         return native.forward_of(problem, relu)
     return lambda input, weight, bias: forward(problem, input, weight, bias, relu, algorithm)
 
 
 def grad_input_of(problem: Problem, algorithm: str, in_place: bool) -> Gradient:
-    """``grad_input`` but for its tensors."""
+    """Computes what ``grad_input`` does."""
     if in_place and (native := _native(problem, algorithm)):
         return native.grad_input_of(problem)
     return lambda grad_output, weight: grad_input(problem, grad_output, weight, algorithm)
 
 
 def grad_weight_of(problem: Problem, algorithm: str, in_place: bool) -> Gradient:
-    """``grad_weight`` but for its tensors."""
+    """Computes what ``grad_weight`` does."""
     if in_place and (native := _native(problem, algorithm)):
         return native.grad_weight_of(problem)
     return lambda grad_output, input: grad_weight(problem, grad_output, input, algorithm)
