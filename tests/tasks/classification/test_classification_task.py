@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,6 +118,19 @@ def test_the_checkpoint_tells_all_that_prediction_needs(cats_and_dogs, tmp_path)
     again = create_model(checkpoint=tmp_path / "pets.safetensors").eval()
     image = torch.randn(2, 3, 16, 16)
     assert torch.equal(again(image), model(image))
+
+
+def test_another_normalisation_than_that_of_the_checkpoint_is_told(cats_and_dogs, tmp_path, caplog):
+    path = tmp_path / "pets.safetensors"
+    before = task_of(cats_and_dogs)
+    save_checkpoint(path, before.build_model(), before.metadata())
+    config = replace(before.config, model=ModelConfig("replknet_nano", str(path), kwargs=TINY))
+    ClassificationTask(config).build_model()
+    assert not caplog.records
+    other = replace(SMALL, mean=(0.4,) * 3)
+    ClassificationTask(replace(config, preprocessing=other)).build_model()
+    (record,) = caplog.records  # only of the mean
+    assert "--preprocessing.mean '[0.5, 0.5, 0.5]'" in record.getMessage()
 
 
 def test_heads_of_another_size(cats_and_dogs):

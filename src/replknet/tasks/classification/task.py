@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch.nn.functional as F
 from PIL.Image import Image
+from timm.data import resolve_model_data_config
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
@@ -97,15 +98,18 @@ class ClassificationTask:
 
     def build_model(self) -> nn.Module:
         """The model with one output for each class name."""
-        model = self.config.model
-        return create_model(
-            model.name,
-            checkpoint=model.checkpoint,
+        config = self.config.model
+        model = create_model(
+            config.name,
+            checkpoint=config.checkpoint,
             reset_head=self._starts_new_head(),
             num_classes=len(self.class_names),
             in_chans=self.config.preprocessing.channels,
-            **model.kwargs,
+            **config.kwargs,
         )
+        if config.checkpoint is not None:
+            self._warn_of_other_normalisation(model)
+        return model
 
     def train_loader(self, options: LoaderOptions) -> TrainLoader:
         """Batches with random changes; see ``TrainLoader``."""
@@ -178,6 +182,19 @@ class ClassificationTask:
                 *(model.checkpoint, report.num_classes or "none", len(self.class_names)),
             )
         return not same
+
+    def _warn_of_other_normalisation(self, model: nn.Module) -> None:
+        """Say so when the weights were trained on pixels of another mean or deviation."""
+        ours, theirs = self.config.preprocessing, resolve_model_data_config(model)
+        for name in ("mean", "std"):
+            here, before = getattr(ours, name), theirs[name]
+            if len(here) == len(before) and any(abs(a - b) > 1e-3 for a, b in zip(here, before)):
+                logger.warning(
+                    "%s was trained with preprocessing.%s %s, and this run uses %s; for the same: "
+                    "--preprocessing.%s '%s'",
+                    *(self.config.model.checkpoint, name, list(before), list(here)),
+                    *(name, list(before)),
+                )
 
     def _open(self, split: Split) -> ImageDataset:
         mode = self.config.preprocessing.image_mode
