@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench install install-dev format clean sanitize test-aarch64 wheel
+.PHONY: demo test check bench install install-dev native format clean sanitize test-aarch64 wheel
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -35,6 +35,11 @@ test: install-dev
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --cov --cov-report=term
 	$(MAKE) sanitize
+
+# The native core alone; an editable install finds it.
+native: install-dev
+	$(BIN)/cmake -S . -B build/dev -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+	$(BIN)/cmake --build build/dev
 
 # The native core under AddressSanitizer and UndefinedBehaviorSanitizer, against sums in double.
 sanitize: install-dev

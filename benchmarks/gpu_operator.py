@@ -1,4 +1,4 @@
-"""The depthwise convolution on a CUDA GPU: the tables of docs/performance.md, "GPUs".
+"""The depthwise convolution on a CUDA GPU: the tables of docs/gpu.md.
 
     python benchmarks/gpu_operator.py operator   # each pass by each algorithm, milliseconds
     python benchmarks/gpu_operator.py paper      # the paper's stacks of 24 convolutions

@@ -1,4 +1,4 @@
-"""Print the figures that README and docs/operator.md give for the operator, beside PyTorch's.
+"""Print the figures that README and docs/performance.md give for the operator, beside PyTorch's.
 
     python benchmarks/operator_claims.py
 

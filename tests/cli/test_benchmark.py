@@ -71,6 +71,6 @@ def test_calibrates_into_the_cache(capsys):
 
 def test_without_a_subcommand_says_what_there_is(capsys):
     assert main(["benchmark"]) == 2
-    assert "op" in capsys.readouterr().err
+    assert "(op, model, train)" in capsys.readouterr().err
     assert main([*OP, "--engines", "tensorflow"]) == 2
     assert "tensorflow" in capsys.readouterr().err

@@ -16,8 +16,8 @@ from replknet.engine.recipes import find_recipe
 from replknet.engine.schedule import learning_rate, set_learning_rate
 from replknet.models import create_model
 
-# recipe: images, batch, peak, weight decay, epochs, warm-up, drop path, mixup, cutmix, layer decay,
-# EMA, min lr (shared/paper: section 5 of the model's facts)
+# recipe: batch, peak, weight decay, epochs, warm-up, drop path, mixup, cutmix, layer decay, EMA,
+# min lr, as in the paper's appendix and the authors' README
 IMAGENET_1K, IMAGENET_22K = 1_281_167, 14_197_122
 PUBLISHED = {
     "replknet_31b_1k_pretrain_224": (2048, 4e-3, 0.05, 300, 10, 0.5, 0.8, 1, None, 0.9999, 1e-6),

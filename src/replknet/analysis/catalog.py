@@ -20,7 +20,8 @@ class Variant:
     ``source`` is "published" (with weights, in ``file``, to be brought by the user), "paper" (a
     network of the paper without published weights) or "ours". ``input_size`` is (channels,
     height, width). ``parameters`` are those of the network in training; ``deployed_parameters``
-    and ``flops`` (multiply-adds, as in table 6) are those of the merged network.
+    and ``flops`` (multiply-adds, as in table 6) are those of the network merged,
+    with norms fused (form "deep_fused").
     """
 
     name: str

@@ -46,7 +46,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     op.add_argument(
         "--suite", choices=list(SUITES), default="replknet", help="convolutions to time"
     )
-    op.add_argument("--batch-size", type=int, default=1, help="images (default: 1)")
+    op.add_argument("--batch-size", type=int, default=1, help="images")
     op.add_argument(
         "--passes",
         nargs="+",
@@ -55,10 +55,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     op.add_argument("--engines", nargs="+", default=[], help="names of engines (default: all)")
     op.add_argument("--threads", type=int, default=0, help="default: as PyTorch chooses")
-    op.add_argument("--rounds", type=int, default=15, help="samples of each engine (default: 15)")
-    op.add_argument(
-        "--max-seconds", type=float, default=5.0, help="for an engine and a case (default: 5)"
-    )
+    op.add_argument("--rounds", type=int, default=15, help="samples of each engine")
+    op.add_argument("--max-seconds", type=float, default=5.0, help="for an engine and a case")
     op.add_argument("--plot", metavar="FILE", help="draw the times, as .svg or .png")
     op.add_argument("--json", action="store_true", help="print JSON instead of tables")
     subcommands.add_subcommand("op", op, help=op.description)

@@ -20,7 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--to",
         choices=["safetensors", *LAYOUTS],
         default="safetensors",
-        help="format of the target (default: safetensors)",
+        help="format of the target",
     )
     parser.add_argument("--form", choices=FORMS, help="form of the network (default: as it is)")
     parser.add_argument(

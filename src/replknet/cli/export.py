@@ -49,7 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--tolerance",
         type=float,
         default=TOLERANCE,
-        help="largest difference of an output, in units of its spread (default: 1e-4)",
+        help="largest difference of an output, in units of its spread",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")

@@ -19,7 +19,7 @@ COMMANDS = {
     "convert": "write a weights file in another format or form",
     "export": "write a checkpoint for ONNX Runtime, OpenVINO or torch.export, verified there",
     "report": "make an HTML page of a training run",
-    "benchmark": "time the convolution beside other engines; calibrate its choice of algorithm",
+    "benchmark": "time the convolution, networks or training steps beside other engines",
     "models": "list the model variants with parameters, FLOPs, source and licence",
     "tables": "print a table of the paper beside what this project counts and measures",
     "doctor": "say what works on this machine, and what to do about the rest",

@@ -33,8 +33,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--model", help="variant of a published file, such as replknet_31b.in1k_384"
     )
     parser.add_argument("--input-size", type=int, help="pixels; default: that of the checkpoint")
-    parser.add_argument("--top-k", type=int, default=5, help="classes to show (default: 5)")
-    parser.add_argument("--batch-size", type=int, default=8, help="images at once (default: 8)")
+    parser.add_argument("--top-k", type=int, default=5, help="classes to show")
+    parser.add_argument("--batch-size", type=int, default=8, help="images at once")
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:N (default: a GPU if there is one)"
     )

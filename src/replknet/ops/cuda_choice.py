@@ -1,4 +1,4 @@
-"""What "auto" takes on CUDA: a rule from the times of one H100 (docs/performance.md, "GPUs").
+"""What "auto" takes on CUDA: a rule from the times of one H100 (docs/gpu.md).
 
 PyTorch's own kernels take a time proportional to the multiplications. Those of ``triton`` hardly
 depend on the kernel, but a call launches two to six of them, each 25 microseconds of Python. So a

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import sub
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -187,8 +188,8 @@ class ClassificationTask:
         """Say so when the weights were trained on pixels of another mean or deviation."""
         ours, theirs = self.config.preprocessing, resolve_model_data_config(model)
         for name in ("mean", "std"):
-            here, before = getattr(ours, name), theirs[name]
-            if len(here) == len(before) and any(abs(a - b) > 1e-3 for a, b in zip(here, before)):
+            here, before = getattr(ours, name), tuple(theirs[name])
+            if len(here) == len(before) and max(map(abs, map(sub, here, before))) > 1e-3:
                 logger.warning(
                     "%s was trained with preprocessing.%s %s, and this run uses %s; for the same: "
                     "--preprocessing.%s '%s'",
