@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,18 @@ def _described(
         file = {key: shown[key] for key in ("num_classes", "in_chans")}
         file |= {"form": form, "norm_intermediate_features": shown["norm_intermediate_features"]}
         kwargs = {**file, **kwargs}
-    if stored.get("name", "").split(".")[0] == name.split(".")[0]:
-        kwargs = {**stored.get("kwargs", {}), **kwargs}
-    return name, kwargs
+    return name, {**stored_kwargs(found.metadata, name), **kwargs}
+
+
+def stored_kwargs(metadata: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Arguments of the model ``name`` in the metadata of its file; not its form: weights tell it.
+
+    There are none if the file is of another model, or not one of ours.
+    """
+    stored = metadata.get("model", {})
+    if stored.get("name", "").split(".")[0] != name.split(".")[0]:
+        return {}
+    return {key: value for key, value in stored.get("kwargs", {}).items() if key != "form"}
 
 
 def _variant(shown: dict[str, Any], form: str | None) -> str | None:

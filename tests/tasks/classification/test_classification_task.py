@@ -120,6 +120,25 @@ def test_the_checkpoint_tells_all_that_prediction_needs(cats_and_dogs, tmp_path)
     assert torch.equal(again(image), model(image))
 
 
+def test_arguments_of_the_checkpoint_to_start_from_are_kept(cats_and_dogs, tmp_path):
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    kwargs = {**TINY, "stem_stride": 1}  # which no weight shows
+    before = task_of(cats_and_dogs, model=ModelConfig("replknet_nano", kwargs=kwargs))
+    save_checkpoint(first, before.build_model(), before.metadata())
+    task = task_of(cats_and_dogs, model=ModelConfig("replknet_nano", str(first)))
+    model = task.build_model().eval()
+    first.unlink()  # by now it is not needed
+    save_checkpoint(second, model, task.metadata())
+    image = torch.randn(1, 3, 16, 16)
+    assert torch.equal(create_model(checkpoint=second).eval()(image), model(image))
+
+
+@pytest.mark.parametrize("name", ["num_classes", "in_chans"])
+def test_arguments_that_follow_from_the_data_are_refused(name):
+    with pytest.raises(ValueError, match=f"must not hold '{name}'"):
+        ModelConfig(kwargs={name: 3})
+
+
 def test_another_normalisation_than_that_of_the_checkpoint_is_told(cats_and_dogs, tmp_path, caplog):
     path = tmp_path / "pets.safetensors"
     before = task_of(cats_and_dogs)

@@ -16,7 +16,8 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from replknet.models import create_model, list_models
-from replknet.models.checkpoint import read_replknet
+from replknet.models.checkpoint import read_checkpoint, read_replknet
+from replknet.models.factory import stored_kwargs
 from replknet.tasks.classification.datasets import DataConfig, ImageDataset, Split, open_dataset
 from replknet.tasks.classification.loader import Batch, EvalLoader, TrainLoader
 from replknet.tasks.classification.metrics import ClassificationEvaluator
@@ -44,6 +45,14 @@ class ModelConfig:
     reset_head: bool | None = None
     num_classes: int | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, instead in (
+            ("num_classes", "model.num_classes"),
+            ("in_chans", "preprocessing.mean"),
+        ):
+            if name in self.kwargs:
+                raise ValueError(f"model.kwargs must not hold {name!r}: it follows from {instead}")
 
 
 @dataclass(frozen=True)
@@ -104,9 +113,7 @@ class ClassificationTask:
             config.name,
             checkpoint=config.checkpoint,
             reset_head=self._starts_new_head(),
-            num_classes=len(self.class_names),
-            in_chans=self.config.preprocessing.channels,
-            **config.kwargs,
+            **self._model_kwargs,
         )
         if config.checkpoint is not None:
             self._warn_of_other_normalisation(model)
@@ -148,20 +155,26 @@ class ClassificationTask:
 
     def metadata(self) -> dict[str, Any]:
         """Task, model, classes and preprocessing, as a checkpoint stores them."""
-        model, preprocessing = self.config.model, self.config.preprocessing
         return {
             "task": "classification",
-            "model": {
-                "name": model.name,
-                "kwargs": {
-                    **model.kwargs,
-                    "num_classes": len(self.class_names),
-                    "in_chans": preprocessing.channels,
-                },
-            },
-            "preprocessing": preprocessing.to_dict(),
+            "model": {"name": self.config.model.name, "kwargs": self._model_kwargs},
+            "preprocessing": self.config.preprocessing.to_dict(),
             "class_names": list(self.class_names),
         }
+
+    @cached_property
+    def _model_kwargs(self) -> dict[str, Any]:
+        """Arguments of the model: those of the file it starts from, of the configuration, and what
+        the data needs."""
+        model = self.config.model
+        inherited = {}
+        if model.checkpoint is not None:
+            inherited = stored_kwargs(read_checkpoint(model.checkpoint).metadata, model.name)
+        needed = {
+            "num_classes": len(self.class_names),
+            "in_chans": self.config.preprocessing.channels,
+        }
+        return {**inherited, **model.kwargs, **needed}
 
     def _starts_new_head(self) -> bool:
         """Whether to leave out the classifier of the checkpoint; says so when it is a choice."""
