@@ -35,6 +35,13 @@ def test_agrees_with_conv2d(options):
         torch.testing.assert_close(ours(input), reference(input), rtol=1e-5, atol=1e-5)
 
 
+def test_fx_traces_it():
+    torch.manual_seed(0)
+    network = nn.Sequential(DepthwiseConv2d(6, 6, 7, padding=3), nn.ReLU())
+    input = torch.randn(2, 6, 15, 17)
+    assert torch.equal(torch.fx.symbolic_trace(network)(input), network(input))
+
+
 def test_starts_from_the_same_random_weights():
     torch.manual_seed(3)
     ours = DepthwiseConv2d(6, 6, 7)

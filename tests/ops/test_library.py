@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.autograd import forward_ad
 from torch.func import vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from replknet.nn import DepthwiseConv2d
-from replknet.ops import decompositions, depthwise_conv2d, depthwise_conv2d_relu
+from replknet.ops import _binary, decompositions, depthwise_conv2d, depthwise_conv2d_relu
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
+SCRIPT_WARNING = "ignore:.torch.jit.script:FutureWarning"  # PyTorch's own, in forward mode
 # opcheck reads the gradient of tensors that are not leaves.
 LEAF_WARNING = r"ignore:The \.grad attribute of a Tensor that is not a leaf:UserWarning"
 
@@ -32,6 +35,47 @@ def test_gradients_of_mixed_dtypes_are_refused():
         torch.ops.replknet.depthwise_conv2d_grad_weight(
             grad_output, input, (5, 4), *geometry, "auto"
         )
+
+
+@pytest.mark.skipif(_binary.library is None, reason="there is no native core")
+@pytest.mark.parametrize("algorithm", ["direct", "fft"])
+def test_another_default_device(algorithm):
+    """Memory for results is on the CPU, wherever new tensors go."""
+    results = []
+    for device in ("cpu", "meta"):
+        input, weight, bias = arguments()
+        with torch.device(device):
+            output = depthwise_conv2d(input, weight, bias, algorithm=algorithm)
+            output.backward(output.detach())
+        results.append((output, input.grad, weight.grad))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings(SCRIPT_WARNING)
+@pytest.mark.parametrize("derive", [torch.func.grad, torch.func.jacfwd, torch.func.jacrev])
+def test_derivatives_by_torch_func(derive):
+    input, weight, bias = (tensor.detach() for tensor in arguments())
+    found, expected = (
+        derive(lambda x, f=f: f(x, weight, bias).square().sum())(input)
+        for f in (
+            lambda *tensors: depthwise_conv2d(*tensors, padding=(2, 2, 1, 2)),
+            lambda x, w, b: F.conv2d(F.pad(x, (1, 2, 2, 2)), w, b, groups=6),
+        )
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(NotImplementedError, match=r"'fft' has no derivatives for torch\.func"):
+        derive(lambda x: depthwise_conv2d(x, weight, algorithm="fft").sum())(input)
+
+
+@pytest.mark.filterwarnings(SCRIPT_WARNING)
+def test_forward_mode_differentiation():
+    input, weight, _ = (tensor.detach() for tensor in arguments())
+    tangent = torch.randn_like(input)
+    with forward_ad.dual_level():
+        output = depthwise_conv2d(forward_ad.make_dual(input, tangent), weight)
+        found = forward_ad.unpack_dual(output).tangent
+    torch.testing.assert_close(found, depthwise_conv2d(tangent, weight), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings(LEAF_WARNING)

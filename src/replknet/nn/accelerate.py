@@ -34,7 +34,7 @@ class AccelerationReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{len(self.replaced)} of {len(self.layers)} depthwise convolutions on the operator"
+            f"{len(self.replaced)} of {len(self.layers)} depthwise convolutions to be put on the operator"
         ]
         lines += [f"  {x.name}: {x.layer}: {x.reason or 'replaced'}" for x in self.layers]
         return "\n".join(lines)

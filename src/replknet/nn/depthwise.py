@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -57,14 +58,20 @@ class DepthwiseConv2d(nn.Conv2d):
         )
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if input.ndim == 3:
-            return self._conv_forward(input.unsqueeze(0), weight, bias).squeeze(0)
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         stride: Any = self.stride
         dilation: Any = self.dilation
-        return depthwise_conv2d(
-            input, weight, bias, stride=stride, padding=padding, dilation=dilation
-        )
+        return convolve(input, weight, bias, stride, padding, dilation)
+
+
+@torch.fx.wrap  # a tracer of torch.fx keeps the call, as it keeps an nn.Conv2d
+def convolve(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any
+) -> Tensor:
+    """``depthwise_conv2d`` of one map (C, H, W) or several (N, C, H, W)."""
+    if input.ndim == 3:
+        return convolve(input.unsqueeze(0), weight, bias, stride, padding, dilation).squeeze(0)
+    return depthwise_conv2d(input, weight, bias, stride=stride, padding=padding, dilation=dilation)

@@ -25,7 +25,7 @@ from replknet.ops.arguments import (
     pair,
 )
 from replknet.ops.choose import known_name, pytorch_alone_is_faster, requested
-from replknet.ops.eager import is_ordinary, nothing_listens
+from replknet.ops.eager import differentiated_by_transforms, is_ordinary, nothing_listens
 from replknet.ops.problem import Problem
 
 Size = int | tuple[int, int]
@@ -144,6 +144,13 @@ def _call(
     check_tensors(input, weight, bias)
     steps, holes = pair("stride", stride, 1), pair("dilation", dilation, 1)
     sides = four_sides(padding, weight.shape[2:], steps, holes)
+    if differentiated_by_transforms():  # which know no derivatives of operators from Python
+        if requested(algorithm) not in ("auto", "torch"):
+            raise NotImplementedError(
+                f"algorithm {requested(algorithm)!r} has no derivatives for torch.func and "
+                'forward-mode differentiation; use torch.autograd, or "auto" or "torch"'
+            )
+        return _as_aten(input, weight, bias, steps, sides, holes, relu, algorithm)
     return library.forward(input, weight, bias, steps, sides, holes, relu, algorithm)
 
 
@@ -221,7 +228,8 @@ def _pytorch_is_faster(forward: Problem, grads: int) -> bool:
 
 def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """PyTorch's autocast casts every floating-point tensor but float64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+    casts = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(dtype) if casts else tensor
 
 
 def decompositions() -> dict[Any, Callable[..., Tensor]]:
@@ -236,9 +244,9 @@ def _as_aten(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     relu: bool,
     algorithm: str,
 ) -> Tensor:

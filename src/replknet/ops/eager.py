@@ -31,6 +31,7 @@ def _ordinary_keys() -> set[int]:
     return ordinary
 
 
+_DERIVATIVES = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
 _ORDINARY_KEYS = _ordinary_keys()
 _ORDINARY_MODES = {
     _KeySet(_Key.BackendSelect).raw_repr(),  # in inference mode
@@ -45,14 +46,29 @@ def transforms_active() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def differentiated_by_transforms() -> bool:
+    """Whether forward-mode differentiation, or a torch.func that differentiates, is at work."""
+    if forward_ad._current_level >= 0:
+        return True
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return False
+    return any(level.key() in _DERIVATIVES for level in torch._C._functorch.get_interpreter_stack())
+
+
+def traced() -> bool:
+    """Whether a compiler, tracer, transform or mode is to see operators."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._dispatch_tls_local_include_set().raw_repr() not in _ORDINARY_MODES
+        or torch._C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
 def nothing_listens() -> bool:
     """Whether no transform, mode, autocast, tracer, compiler or profiler is to see operators."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._dispatch_tls_local_include_set().raw_repr() in _ORDINARY_MODES
-        and not torch._C._is_any_autocast_enabled()
-        and not torch.autograd._profiler_enabled()
-        and forward_ad._current_level < 0
+    return not (
+        traced() or torch._C._is_any_autocast_enabled() or torch.autograd._profiler_enabled()
     )
 
 

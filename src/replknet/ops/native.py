@@ -22,6 +22,7 @@ _PASSES = {
     "grad_input": _binary.GRAD_INPUT,
     "grad_weight": _binary.GRAD_WEIGHT,
 }
+_CPU = torch.device("cpu")  # whatever the default device is
 _DTYPES = {torch.float32: _binary.F32, torch.bfloat16: _binary.BF16, torch.float16: _binary.F16}
 
 
@@ -93,7 +94,7 @@ class NativeAlgorithm:
         size = (problem.batch, problem.channels, problem.height, problem.width)
 
         def grad_input(grad_output: Tensor, weight: Tensor) -> Tensor:
-            gradient = torch.empty_strided(size, strides, dtype=torch.float32)
+            gradient = torch.empty_strided(size, strides, dtype=torch.float32, device=_CPU)
             _compute(struct, gradient, weight, None, None, grad_output)
             return gradient
 
@@ -104,7 +105,7 @@ class NativeAlgorithm:
         struct, size = self.struct(problem), (problem.channels, 1, *problem.kernel_size)
 
         def grad_weight(grad_output: Tensor, input: Tensor) -> Tensor:
-            gradient = torch.empty(size, dtype=torch.float32)
+            gradient = torch.empty(size, dtype=torch.float32, device=_CPU)
             _compute(struct, input, gradient, None, None, grad_output)
             return gradient
 
@@ -125,7 +126,7 @@ class NativeAlgorithm:
         size = self.spectrum_bytes(problem)
         if not size:
             return PreparedFilters(packed, None, isa())
-        spectra = torch.empty(size // 4, dtype=torch.float32)  # PyTorch aligns to 64 bytes
+        spectra = torch.empty(size // 4, dtype=torch.float32, device=_CPU)  # aligned to 64 bytes
         check(_library().rk_prepare(struct, packed.data_ptr(), spectra.data_ptr()))
         return PreparedFilters(packed, spectra, isa())
 
@@ -156,13 +157,14 @@ class NativeAlgorithm:
 
     def grad_input(self, problem: Problem, grad_output: Tensor, weight: Tensor) -> Tensor:
         size = (problem.batch, problem.channels, problem.height, problem.width)
-        gradient = torch.empty_strided(size, problem.strides[0], dtype=problem.dtype)
+        gradient = torch.empty_strided(size, problem.strides[0], dtype=problem.dtype, device=_CPU)
         struct = _with_strides(self.struct(problem), problem, gradient, grad_output)
         _compute(struct, gradient, _float32(weight), None, None, grad_output)
         return gradient
 
     def grad_weight(self, problem: Problem, grad_output: Tensor, input: Tensor) -> Tensor:
-        gradient = torch.empty(problem.channels, 1, *problem.kernel_size, dtype=torch.float32)
+        size = (problem.channels, 1, *problem.kernel_size)
+        gradient = torch.empty(size, dtype=torch.float32, device=_CPU)
         struct = _with_strides(self.struct(problem), problem, input, grad_output)
         _compute(struct, input, gradient, None, None, grad_output)
         return gradient if problem.dtype == torch.float32 else gradient.to(problem.dtype)
@@ -211,7 +213,7 @@ def _forward(
     def forward(
         input: Tensor, weight: Tensor, bias: Tensor | None, spectra: Tensor | None = None
     ) -> Tensor:
-        output = empty(shape, strides, dtype=dtype)
+        output = empty(shape, strides, dtype=dtype, device=_CPU)
         _compute(struct, input, weight, spectra, bias, output)
         return output
 
@@ -301,7 +303,8 @@ def check(status: int) -> None:
 
 
 def _empty_output(problem: Problem) -> Tensor:
-    return torch.empty_strided(problem.output_shape, problem.strides[1], dtype=problem.dtype)
+    size, strides = problem.output_shape, problem.strides[1]
+    return torch.empty_strided(size, strides, dtype=problem.dtype, device=_CPU)
 
 
 def _float32(tensor: Tensor) -> Tensor:

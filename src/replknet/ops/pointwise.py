@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from replknet.ops import _binary
+from replknet.ops.eager import traced, transforms_active
 from replknet.ops.native import check
 
 Activation = Literal["identity", "relu", "gelu"]
@@ -131,6 +132,8 @@ def why_not_native(x: Tensor, *tensors: Tensor | None) -> str:
     """Why the native kernel cannot compute with these tensors; empty when it can."""
     if _binary.library is None:
         return _binary.reason_missing
+    if traced():
+        return "a compiler, tracer, transform or mode is to see operators"
     for tensor in (x, *tensors):
         if tensor is None:
             continue
@@ -232,7 +235,7 @@ def _run(
         output = residual
     else:
         size = _result_size(x, out_channels)
-        output = torch.empty(size, dtype=torch.float32, memory_format=format)
+        output = torch.empty(size, dtype=torch.float32, device=x.device, memory_format=format)
     pixels = x.shape[2:].numel() if x.dim() == 4 else x.shape[1:-1].numel()
     status = function(
         *structs,
@@ -249,7 +252,7 @@ def _run(
 
 def _plain(x: Tensor, layer: Layer, residual: Tensor | None) -> Tensor:
     weight, bias = layer.matrix(), layer.bias[: layer.out_channels]
-    if x.dim() == 4:
+    if x.dim() == 4 and not transforms_active():  # vmap does not know memory formats
         x = x.contiguous(memory_format=torch.channels_last)
     out = F.conv2d(x, weight[..., None, None], bias) if x.dim() == 4 else F.linear(x, weight, bias)
     if layer.activation == "relu":
