@@ -33,9 +33,8 @@ class AccelerationReport:
         return tuple(layer.name for layer in self.layers if not layer.reason)
 
     def __str__(self) -> str:
-        lines = [
-            f"{len(self.replaced)} of {len(self.layers)} depthwise convolutions to be put on the operator"
-        ]
+        counts = f"{len(self.replaced)} of {len(self.layers)}"
+        lines = [f"{counts} depthwise convolutions to be put on the operator"]
         lines += [f"  {x.name}: {x.layer}: {x.reason or 'replaced'}" for x in self.layers]
         return "\n".join(lines)
 
