@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from replknet.analysis.benchmark_op import interleave
 from replknet.analysis.op_engines import Call, Case, engines
+from replknet.analysis.timing import interleave
 from replknet.engine.allocator import keep_freed_memory
 
 KERNEL_SIZES = (3, 5, 7, 9, 11, 13, 17, 21, 25, 31, 51)

@@ -13,9 +13,9 @@ from statistics import median
 
 import torch
 
-from replknet.analysis.benchmark_op import interleave
 from replknet.analysis.machine import describe_machine, fma_peak_gflops
 from replknet.analysis.op_engines import Case, engines
+from replknet.analysis.timing import interleave
 from replknet.engine.allocator import keep_freed_memory
 
 LAYERS = [(128, 56, 31), (256, 28, 29), (512, 14, 27), (1024, 7, 13)]

@@ -1,14 +1,12 @@
 """The measuring code; what it measures is never asserted."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from replknet.analysis import benchmark_op, calibrate
-from replknet.analysis.benchmark_op import BenchmarkConfig, interleave, run_benchmark
+from replknet.analysis.benchmark_op import BenchmarkConfig, run_benchmark
 from replknet.analysis.benchmark_op_plot import plot
 from replknet.analysis.op_engines import Case, engines
 from replknet.ops.algorithm import ALGORITHMS
@@ -38,39 +36,6 @@ def test_every_engine_computes_the_same(name):
     if engine.train is not None:
         for got, expected in zip(engine.train(SMALL)(), reference.train(SMALL)(), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_samples_are_interleaved_and_slow_calls_stop_early():
-    order = []
-
-    def call(name, seconds):
-        order.append(name)
-        time.sleep(seconds)
-
-    samples = interleave(
-        {"slow": lambda: call("slow", 0.03), "fast": lambda: call("fast", 0.006)},
-        rounds=4,
-        max_seconds=0.08,
-    )
-    assert len(samples["fast"]) == 4
-    assert 1 <= len(samples["slow"]) < 4
-    assert min(samples["slow"]) >= 0.03
-    assert order[4:8] == ["slow", "slow", "fast", "fast"]
-
-
-def test_long_calls_do_not_warm_up(monkeypatch):
-    monkeypatch.setattr(benchmark_op, "LONG_SECONDS", 0.02)
-    order = []
-
-    def call(name, seconds):
-        order.append(name)
-        time.sleep(seconds)
-
-    samples = interleave(
-        {"long": lambda: call("long", 0.03), "short": lambda: call("short", 0.006)}, rounds=2
-    )
-    assert order == ["long", "short", "short", *["long", "short", "short"] * 2]
-    assert [len(times) for times in samples.values()] == [2, 2]
 
 
 @pytest.fixture

@@ -14,11 +14,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from replknet.analysis.benchmark_op import interleave, quartiles, use_threads
 from replknet.analysis.memory import peak_bytes, why_not_measurable
+from replknet.analysis.timing import Call, interleave, quartiles, use_threads
 from replknet.models import create_model, list_models
-
-Call = Callable[[], object]
 
 
 class Engine(Protocol):

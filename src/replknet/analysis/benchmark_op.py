@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from statistics import median, quantiles
-from typing import Literal, TypeVar
-
-import torch
+from statistics import median
+from typing import Literal
 
 from replknet.analysis.op_engines import Call, Case, Engine, chosen_algorithms, engines
+from replknet.analysis.timing import interleave, quartiles, use_threads
 from replknet.engine.allocator import keep_freed_memory
 
-Key = TypeVar("Key", bound=Hashable)
 PassName = Literal["forward", "forward+backward"]
-SAMPLE_SECONDS = 0.005  # a sample repeats a fast call for so long
-LONG_SECONDS = 0.5  # a call that takes so long warms up in a small part of its time
-PAUSE_SECONDS = 0.003  # lets the waiting threads of another engine's pool fall asleep
 
 SUITES: dict[str, list[tuple[int, int, int]]] = {  # (channels, map size, kernel size)
     "replknet": [(128, 56, 31), (256, 28, 29), (512, 14, 27), (1024, 7, 13)],
@@ -122,17 +115,6 @@ def run_benchmark(
         yield result
 
 
-@contextmanager
-def use_threads(threads: int) -> Iterator[None]:
-    """So many threads of PyTorch in a ``with`` block; 0 for those there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _wanted(config: BenchmarkConfig) -> list[Engine]:
     known = engines()
     return [known[name] for name in config.engines or known]
@@ -165,48 +147,3 @@ def _run_case(
         for name, seconds in medians.items()
     ]
     return CaseTimings(case, passes, chosen_algorithms(case), tuple(timings))
-
-
-def interleave(
-    calls: Mapping[Key, Call], rounds: int, max_seconds: float = float("inf")
-) -> dict[Key, list[float]]:
-    """Seconds of a call, ``rounds`` samples of each: all once, then all again.
-
-    What else the machine does then hits all alike. The first call of each is not counted, and
-    short calls are repeated. A call that has used up ``max_seconds`` is left out of the later
-    rounds.
-    """
-    once, repeats, spent = {}, {}, {}
-    for name, call in calls.items():
-        once[name] = _sample(call, 1)
-        if once[name] < LONG_SECONDS:
-            once[name] = _sample(call, 1)
-        repeats[name] = max(1, round(SAMPLE_SECONDS / once[name]))
-        spent[name] = once[name]
-    samples: dict[Key, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            if samples[name] and spent[name] > max_seconds:
-                continue
-            time.sleep(PAUSE_SECONDS)
-            if once[name] < LONG_SECONDS:
-                call()  # wakes the threads and warms the caches after the others
-            seconds = _sample(call, repeats[name])
-            spent[name] += seconds * (repeats[name] + 1)
-            samples[name].append(seconds)
-    return samples
-
-
-def _sample(call: Call, repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-
-
-def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """First and third quartile."""
-    if len(values) < 2:
-        return values[0], values[0]
-    low, _, high = quantiles(values, n=4, method="inclusive")
-    return low, high

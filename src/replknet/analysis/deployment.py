@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from replknet.analysis.flops import CLASSIFICATION, count_operations
-from replknet.analysis.throughput import interleaved_seconds
+from replknet.analysis.timing import interleave
 from replknet.deploy import Equivalence, compare, fuse, reparameterize
 from replknet.deploy.equivalence import size
 
@@ -59,7 +59,7 @@ def measure_deployment(model: nn.Module, images: Tensor, batch: int = 64) -> Dep
         for name, network in networks.items()
         for many in (False, True)
     }
-    times = interleaved_seconds(calls, ROUNDS)
+    times = interleave(calls, ROUNDS)
     figures = []
     for name, network in networks.items():
         sizes = size(network)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 
 from replknet.analysis.flops import CLASSIFICATION, count_flops
-from replknet.analysis.throughput import images_per_second
+from replknet.analysis.timing import interleave
 from replknet.deploy import optimize
 from replknet.models import create_model, list_models
 
@@ -102,10 +104,12 @@ def measure_table_6(
         if not models:
             continue
         progress(f"{' and '.join(models)} at {row.size}")
-        networks = {name: _for_inference(name) for name in models}
         images = torch.randn(batch, 3, row.size, row.size)
-        for name, speed in images_per_second(networks, images, rounds).items():
-            measured[name, row.size] = speed
+        calls = {name: partial(_for_inference(name), images) for name in models}
+        with torch.inference_mode():
+            times = interleave(calls, rounds)
+        for name, seconds in times.items():
+            measured[name, row.size] = batch / median(seconds)
     return [_with_speed(each, measured) for each in figures]
 
 
