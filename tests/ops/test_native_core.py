@@ -5,6 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
@@ -55,6 +56,40 @@ def test_failed_allocation_is_a_memory_error(monkeypatch):
     monkeypatch.setattr(native, "_float32", lambda tensor: tensor)
     with pytest.raises(MemoryError, match="could not allocate"):
         DIRECT.forward(huge, torch.zeros(1, 1, 9, 9), weight, None, False)
+
+
+@pytest.mark.parametrize("isa", [] if _binary.library is None else native.isas())
+def test_workspace_is_bounded(isa):
+    """As docs/operator.md says."""
+    bounds = {"direct": 3, "fft": 8 if isa in ("avx512", "amx", "zen4") else 13}
+    random = Random(0)
+    largest = dict.fromkeys(bounds, 0)
+    with native.force_isa(isa):
+        for _ in range(3000):
+            height, width = (2 ** random.randrange(9) + random.randrange(9) for _ in range(2))
+            kernel = random.randrange(1, 64), random.randrange(1, 64)
+            problem = replace(
+                PROBLEM,
+                pass_=random.choice(["forward", "grad_input", "grad_weight"]),
+                batch=random.choice([1, 3]),
+                channels=random.choice([1, 16, 130, 512, 15_000]),
+                height=height,
+                width=width,
+                kernel_size=kernel,
+                padding=(
+                    kernel[0] // 2,
+                    (kernel[0] - 1) // 2,
+                    kernel[1] // 2,
+                    (kernel[1] - 1) // 2,
+                ),
+                layout=random.choice(["NCHW", "NHWC"]),
+            )
+            for name in bounds:
+                if ALGORITHMS[name].supports(problem).ok:
+                    size = _binary.library.rk_workspace_bytes(ALGORITHMS[name].struct(problem))
+                    largest[name] = max(largest[name], size)
+    for name, bound in bounds.items():
+        assert 0 < largest[name] <= bound * 2**20, name
 
 
 def test_calls_from_many_threads_at_once():
