@@ -214,5 +214,10 @@ def test_unknown_name_suggests_the_nearest():
         create_model("replknet_31bb")
 
 
+def test_arguments_that_there_are_not():
+    with pytest.raises(ValueError, match=r"cannot be built with drop_path=0.1: .*drop_path"):
+        create_model("replknet_nano", drop_path=0.1)
+
+
 def test_list_models():
     assert {"replknet_31b", "replknet_nano", "replknet_31t", *PUBLISHED} <= set(list_models())

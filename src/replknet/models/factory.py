@@ -76,7 +76,11 @@ def _build(name: str, kwargs: dict[str, Any]) -> Any:
         close = difflib.get_close_matches(variant, [*list_models(), *timm.list_models()], n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"there is no model {name!r}{hint} (replknet models lists the variants)")
-    return timm.create_model(name, **kwargs)
+    try:
+        return timm.create_model(name, **kwargs)
+    except TypeError as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        raise ValueError(f"{name} cannot be built with {given}: {error}") from error
 
 
 def _described(
