@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from replknet.deploy import fuse, plain, reparameterize
+from replknet.deploy import fuse, optimize, plain, reparameterize
 from replknet.export import FORMATS, VerificationError, export, formats
 from replknet.export.verification import sample_images, verify
 from replknet.nn import DepthwiseConv2d
+from replknet.ops import _binary
 from replknet.tasks.classification import Preprocessing
 
 METADATA = {"class_names": ["ant", "bée", "<cat>"], "task": "classification"}
@@ -154,6 +155,12 @@ def test_a_network_of_fixed_size_is_refused(images, tmp_path):
     flat = nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
     with pytest.raises(NotImplementedError, match="any batch and image size"):
         export(flat, tmp_path / "m.onnx", "onnx", images=images)
+
+
+@pytest.mark.skipif(_binary.library is None, reason="there is no native core")
+def test_an_optimized_network_is_refused(model, images, tmp_path):
+    with pytest.raises(ValueError, match="optimized for this machine; export the one"):
+        export(optimize(model), tmp_path / "m.onnx", "onnx", images=images)
 
 
 def test_mistakes_of_the_caller(model, images, tmp_path, monkeypatch):

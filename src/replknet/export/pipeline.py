@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from replknet.deploy import plain
+from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
 from replknet.export.formats import FORMATS, Format
 from replknet.export.program import trace
 from replknet.export.sources import SOURCES
 from replknet.export.verification import LOGITS, Check, VerificationError, sample_images, verify
 from replknet.tasks.classification.decoding import decode_image
 
+PACKED_LAYERS = (FrozenDepthwiseConv2d, PackedConv2d, PackedMLP)
 TOLERANCE = 1e-4
 """Largest difference of an output from the network's, in units of its spread."""
 
@@ -169,6 +171,10 @@ def export(
         raise ValueError(
             "images must be (N, C, H, W) of float32 on the CPU, got "
             f"{tuple(images.shape)} of {images.dtype} on {images.device}"
+        )
+    if any(isinstance(layer, PACKED_LAYERS) for layer in model.modules()):
+        raise ValueError(
+            "the network was optimized for this machine; export the one that it was made from"
         )
     known = {"version": version("replknet"), "form": "fused"}
     text = json.dumps({**(metadata or {}), **known})
