@@ -23,14 +23,14 @@ TINY = {"channels": (8, 16), "kernels": (7, 5), "layers": (1, 1), "small_kernel"
 NAMES = ["cat <&>", "dog"]
 
 
-def example(index: int, target: int, prediction: int) -> dict[str, object]:
+def example(source: Path, target: int, prediction: int) -> dict[str, object]:
     return {
-        "index": index,
+        "index": 0,  # of no use once the data set has changed
         "target": target,
         "prediction": prediction,
         "probability": 0.75,
         "true_probability": 0.75 if target == prediction else 0.25,
-        "source": f"image {index}",
+        "source": str(source),
     }
 
 
@@ -79,8 +79,8 @@ def run(tmp_path: Path) -> Path:
                 {"name": name, "images": 3, "recall": 0.5, "precision": None, "f1": 0.5}
                 for name in NAMES
             ],
-            "best": [example(i, 0, 0) for i in range(3)],
-            "worst": [example(3 + i, 1, 0) for i in range(3)],
+            "best": [example(images / "val" / NAMES[0] / f"{i}.png", 0, 0) for i in range(3)],
+            "worst": [example(images / "val" / NAMES[1] / f"{i}.png", 1, 0) for i in range(3)],
         }
         records.append({"step": 3 * epoch + 3, "epoch": epoch, "evaluation": evaluation})
     lines = "".join(json.dumps(record) + "\n" for record in records)
@@ -104,10 +104,42 @@ def test_page_shows_the_best_evaluation_and_needs_no_other_file(run: Path) -> No
     assert page.count("<svg") == 2
     outside = [link for link in re.findall(r'(?:src|href)="([^"#]*)', page) if link]
     assert all(link.startswith("data:") for link in outside)
+    assert len(shades(page)) == 6 <= 2 * SHOWN_EXAMPLES
+    assert shades(page) == [30, 90, 150, 0, 60, 120]  # the dogs, told wrong; then the cats
+    assert "no longer there" not in page
+
+
+def test_examples_keep_their_image_and_class_when_the_data_changes(run: Path) -> None:
+    validation = run.parent / "images" / "val"
+    (validation / "dog" / "0.png").unlink()
+    (validation / "dog" / "1.png").write_bytes(b"no image")
+    for split in ("train", "val"):
+        (validation.parent / split / "ant").mkdir()
+        Image.new("RGB", (24, 20), "white").save(validation.parent / split / "ant" / "0.png")
+    page = write_report(run).read_text(encoding="utf-8")
+    assert shades(page) == [150, 0, 60, 120]
+    assert page.count("image no longer there") == 2
+    assert page.count("is dog, 25.0") == 3
+    assert ">ant" not in page
+
+
+def test_model_with_more_outputs_than_the_data_has_classes(run: Path) -> None:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        if evaluation := record.get("evaluation"):
+            unused = {"name": "unused 2", "images": 0, "recall": None, "precision": 0, "f1": 0}
+            evaluation["per_class"].append(unused)
+            evaluation["confusion_matrix"] = [[2, 1, 0], [0, 2, 1], [0, 0, 0]]
+            evaluation["worst"][0]["prediction"] = 2
+    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert '<span class="bad">unused 2 75.0' in write_report(run).read_text(encoding="utf-8")
+
+
+def shades(page: str) -> list[int]:
+    """Brightness of the images on a page, in their order."""
     pictures = re.findall(r'<img src="data:image/png;base64,([^"]+)', page)
-    assert len(pictures) == 6 <= 2 * SHOWN_EXAMPLES
-    shades = [Image.open(io.BytesIO(base64.b64decode(p))).getpixel((0, 0))[0] for p in pictures]
-    assert shades == [30, 90, 150, 0, 60, 120]  # the dogs, told wrong; then the cats
+    images = [Image.open(io.BytesIO(base64.b64decode(picture))) for picture in pictures]
+    return [image.convert("L").getpixel((0, 0)) for image in images]
 
 
 def test_run_without_evaluation_is_refused(run: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -96,8 +97,12 @@ def readable(data: ImageDataset, count: int) -> list[Image]:
 
 
 def render(run: Run, deployment: Deployment, data: ImageDataset) -> str:
-    """The page as text; ``data`` is the validation set that the run's examples point into."""
+    """The page as text; ``data`` is the validation set, as it is now, that the run evaluated on."""
     best = run.best["evaluation"]
+    class_names = [row["name"] for row in best["per_class"]]
+    worst_examples, best_examples = (best[key][:SHOWN_EXAMPLES] for key in ("worst", "best"))
+    sources = {example["source"] for example in (*worst_examples, *best_examples)}
+    images = images_by_source(data, sources)
     matrix = best.get("confusion_matrix")
     environment = Environment(autoescape=True)
     environment.filters["percent"] = percent
@@ -109,17 +114,17 @@ def render(run: Run, deployment: Deployment, data: ImageDataset) -> str:
         curves=plots.learning_curves(run.steps, run.evaluations),
         deployment=deployment,
         per_class=best["per_class"],
-        confusion=plots.confusion_matrix(matrix, data.class_names) if matrix else None,
+        confusion=plots.confusion_matrix(matrix, class_names) if matrix else None,
         galleries=[
             (
                 "Worst predictions",
                 "Validation images whose true class the model found least probable.",
-                [gallery_entry(example, data) for example in best["worst"][:SHOWN_EXAMPLES]],
+                [gallery_entry(example, class_names, images) for example in worst_examples],
             ),
             (
                 "Best predictions",
                 "Validation images whose true class the model found most probable.",
-                [gallery_entry(example, data) for example in best["best"][:SHOWN_EXAMPLES]],
+                [gallery_entry(example, class_names, images) for example in best_examples],
             ),
         ],
         pixelated=run.settings["preprocessing"]["input_size"] < 128,
@@ -152,21 +157,39 @@ def headline(run: Run, deployment: Deployment) -> list[tuple[str, str, str]]:
     ]
 
 
-def gallery_entry(example: dict[str, Any], data: ImageDataset) -> dict[str, Any]:
-    """One prediction with its image."""
-    image = data[example["index"]][0]
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+def images_by_source(data: ImageDataset, sources: Collection[str]) -> dict[str, Image]:
+    """The images of these sources that the data set still has and that can be decoded."""
+    images = {}
+    for index in range(len(data)):
+        if (source := data.source(index)) in sources:
+            with contextlib.suppress(CorruptImageError):
+                images[source] = data[index][0]
+    return images
+
+
+def gallery_entry(
+    example: dict[str, Any], class_names: Sequence[str], images: dict[str, Image]
+) -> dict[str, Any]:
+    """One prediction with its image, where that is still there."""
+    image = images.get(example["source"])
     return {
-        "png": base64.b64encode(buffer.getvalue()).decode("ascii"),
+        "png": thumbnail(image) if image else None,
         "source": example["source"],
-        "true": data.class_names[example["target"]],
-        "predicted": data.class_names[example["prediction"]],
+        "true": class_names[example["target"]],
+        "predicted": class_names[example["prediction"]],
         "correct": example["target"] == example["prediction"],
         "probability": example["probability"],
         "true_probability": example["true_probability"],
     }
+
+
+def thumbnail(image: Image) -> str:
+    """A small copy of an image, as a PNG in base 64."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def percent(share: float | None) -> str:

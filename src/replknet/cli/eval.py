@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from replknet.cli.typed import instantiate
+from replknet.cli.typed import instantiate, json_text
 from replknet.engine.classification import ClassificationEvalConfig, evaluate_classifier
 
 
@@ -29,7 +29,7 @@ def run(arguments: Namespace) -> int:
     config = instantiate(ClassificationEvalConfig, arguments, checkpoint=Path(arguments.checkpoint))
     metrics = evaluate_classifier(config)
     if metrics is not None and arguments.json:
-        print(json.dumps(metrics))
+        print(json_text(metrics))
     elif metrics is not None:
         show(metrics)
     return 0
@@ -42,7 +42,7 @@ def show(metrics: dict[str, Any]) -> None:
     for row in metrics["per_class"]:
         figures = [row[key] for key in ("recall", "precision", "f1")]
         shares = ["-" if figure is None else f"{100 * figure:.1f} %" for figure in figures]
-        table.add_row(row["name"], str(row["images"]), *shares)
+        table.add_row(Text(row["name"]), str(row["images"]), *shares)
     console.print(table)
     console.print(
         f"top-1 {metrics['top1']:.2f} %  top-5 {metrics['top5']:.2f} %  loss {metrics['loss']:.4f}"

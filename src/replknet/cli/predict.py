@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TextIO
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
+from replknet.cli.typed import json_text
 from replknet.engine.distributed import choose_device
 from replknet.export.classifier import ENGINES, load_exported
+from replknet.models.writing import write_whole
 from replknet.tasks.classification.classifier import Classifier, load_classifier
 from replknet.tasks.classification.decoding import decode_image
 from replknet.tasks.classification.overlay import draw_prediction
@@ -58,8 +62,7 @@ def run(arguments: Namespace) -> int:
     if arguments.overlays:
         predictions = _with_overlays(predictions, Path(arguments.overlays))
     if arguments.output:
-        with open(arguments.output, "w", encoding="utf-8") as file:
-            return _write_json(predictions, file)
+        return _write_file(predictions, Path(arguments.output))
     return _write_json(predictions, sys.stdout) if arguments.json else _print_lines(predictions)
 
 
@@ -93,12 +96,34 @@ def _print_lines(predictions: Iterable[Prediction]) -> int:
     for prediction in predictions:
         if prediction.error is None:
             labels = ", ".join(f"{la.name} {la.probability:.1%}" for la in prediction.labels)
-            console.print(f"{escape(prediction.source)}: {escape(labels)}")
+            console.print(Text(f"{prediction.source}: {labels}"))
         else:
             failed += 1
-            reason = escape(f"cannot be read: {prediction.error}")
-            console.print(f"{escape(prediction.source)}: [red]{reason}[/red]")
+            reason = f"cannot be read: {prediction.error}"
+            console.print(Text.assemble(f"{prediction.source}: ", (reason, "red")))
     return int(failed > 0)
+
+
+def _write_file(predictions: Iterable[Prediction], path: Path) -> int:
+    """The array of ``_write_json`` in a file that is complete, or as it was before."""
+    if path.exists() and not path.is_file():  # a pipe or device is no file to replace
+        with path.open("w", encoding="utf-8") as file:
+            return _write_json(predictions, file)
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(
+            f"cannot write {path}: the folder {path.parent} is missing or read-only; make it, or "
+            "choose another --output"
+        )
+    with TemporaryFile("w+", encoding="utf-8") as gathered:
+        status = _write_json(predictions, gathered)
+        gathered.seek(0)
+
+        def write(partial: Path) -> None:
+            with partial.open("w", encoding="utf-8") as file:
+                shutil.copyfileobj(gathered, file)
+
+        write_whole(path, write)
+    return status
 
 
 def _write_json(predictions: Iterable[Prediction], file: TextIO) -> int:
@@ -107,7 +132,7 @@ def _write_json(predictions: Iterable[Prediction], file: TextIO) -> int:
     separator = "["
     for prediction in predictions:
         failed += prediction.error is not None
-        print(separator, json.dumps(asdict(prediction)), sep="\n", end="", file=file, flush=True)
+        print(separator, json_text(asdict(prediction)), sep="\n", end="", file=file, flush=True)
         separator = ","
     print("\n]" if separator == "," else "[]", file=file)
     return int(failed > 0)

@@ -1,7 +1,9 @@
-"""From parsed arguments to a typed configuration."""
+"""From parsed arguments to a typed configuration, and from results to JSON."""
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -21,3 +23,18 @@ def instantiate(config_class: type[Config], arguments: Namespace, **given: Any) 
     parser.add_class_arguments(config_class, skip=set(given))
     sections = parser.instantiate(Namespace({name: arguments[name] for name in names}))
     return config_class(**given, **{name: sections[name] for name in names})
+
+
+def json_text(result: Any) -> str:
+    """A result as JSON, which knows no NaN and no infinity: they become null."""
+    return json.dumps(_finite(result), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return value

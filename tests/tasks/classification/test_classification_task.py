@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.data import ImageNetInfo
 from torch import nn
 
 from replknet.models import create_model, save_checkpoint
@@ -15,6 +16,7 @@ from replknet.tasks.classification import (
     ModelConfig,
     Preprocessing,
 )
+from replknet.tasks.classification.class_names import imagenet_1k_names, imagenet_22k_names
 from replknet.tasks.task import LoaderOptions
 
 SMALL = Preprocessing(16, (0.5,) * 3, (0.25,) * 3, crop_pct=1.0)
@@ -216,6 +218,20 @@ def test_classes_of_an_existing_model_are_matched_by_name(cats_and_dogs):
     assert task.metadata()["model"]["kwargs"]["num_classes"] == 4
     with pytest.raises(ValueError, match=r"does not know 1 of the data's 2 classes, such as dog"):
         task_of(cats_and_dogs, class_names=("cat", "wolf")).eval_loader(LoaderOptions(8))
+
+
+@pytest.mark.parametrize(
+    ("label_set", "names"),
+    [("imagenet-1k", imagenet_1k_names()), ("imagenet-22k", imagenet_22k_names())],
+)
+def test_published_models_know_the_classes_of_imagenette(tmp_path, write_images, label_set, names):
+    folders = ["n01440764", "n02102040", "n02979186", "n03000684", "n03028079"]
+    folders += ["n03394916", "n03417042", "n03425413", "n03445777", "n03888257"]
+    write_images(tmp_path, *(f"val/{folder}/1.png" for folder in folders), size=(8, 8))
+    data = task_of(tmp_path, class_names=names).val_data
+    outputs = [data[index][1] for index in range(10)]
+    labels = ImageNetInfo(label_set).label_names()
+    assert [labels[output] for output in outputs] == folders
 
 
 def test_any_timm_model_will_do(cats_and_dogs):

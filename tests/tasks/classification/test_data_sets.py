@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 import torchvision
 from PIL import Image
+from timm.data import ImageNetInfo
 
 from replknet.tasks.classification import DataConfig, open_dataset
-from replknet.tasks.classification.class_names import imagenet_22k_names, names_by_count
+from replknet.tasks.classification.class_names import (
+    imagenet_1k_names,
+    imagenet_22k_names,
+    names_by_count,
+    readable_names,
+)
 from replknet.tasks.classification.datasets import detect_format
 from replknet.tasks.classification.decoding import CorruptImageError
 
@@ -82,6 +88,34 @@ def test_train_and_validation_folders_are_used_as_they_are(tmp_path, write_image
         assert np.array_equal(np.asarray(evaluated[1][0]), np.asarray(image))
 
 
+def test_hidden_files_are_no_images(cats_and_dogs, tmp_path):
+    expected = sources(open_dataset(DataConfig(str(cats_and_dogs)), "train"), cats_and_dogs)
+    (cats_and_dogs / "cat" / "._0.png").write_bytes(b"macOS")
+    (cats_and_dogs / "dog" / ".thumbnails").mkdir()
+    shutil.copy(cats_and_dogs / "dog" / "0.png", cats_and_dogs / "dog" / ".thumbnails")
+    hidden = tmp_path / ".hidden"
+    shutil.move(cats_and_dogs, hidden)
+    assert sources(open_dataset(DataConfig(str(hidden)), "train"), hidden) == expected
+    (hidden / "ant").mkdir()
+    (hidden / "ant" / "._1.png").write_bytes(b"macOS")
+    assert "no images in 1 of the 3 class folders" in failure(DataConfig(str(hidden)))
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_a_class_may_be_called_like_a_split(tmp_path, write_images, name):
+    write_images(tmp_path, *(f"{kind}/{i}.png" for kind in ("bus", "car", name) for i in range(5)))
+    train, val = (open_dataset(DataConfig(str(tmp_path)), split) for split in ("train", "val"))
+    assert train.class_names == ("bus", "car", name)
+    assert (len(train), len(val)) == (12, 3)
+
+
+def test_train_and_validation_folders_without_classes_are_explained(tmp_path, write_images):
+    write_images(tmp_path, "train/1.png", "train/2.png", "val/1.png", "val/2.png")
+    assert "train has no class folders (2 images side by side)" in failure(
+        DataConfig(str(tmp_path))
+    )
+
+
 def test_images_come_in_the_mode_that_was_asked_for(cats_and_dogs):
     config = DataConfig(str(cats_and_dogs))
     assert open_dataset(config, "train")[0][0].mode == "RGB"
@@ -114,6 +148,28 @@ def failure(config, split="train"):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the message is what is compared)
         open_dataset(config, split)
     return str(caught.value)
+
+
+def test_archives_beside_train_and_validation_folders_do_not_count(tmp_path, write_images):
+    write_images(tmp_path, *(f"{s}/{c}/1.png" for s in ("train", "val") for c in ("cat", "dog")))
+    for split in ("train", "val"):
+        write_shard(tmp_path / f"ILSVRC2012_img_{split}.tar", [("n01440764.tar", b"")])
+    dataset = open_dataset(DataConfig(str(tmp_path)), "val")
+    assert sources(dataset, tmp_path) == ["val/cat/1.png", "val/dog/1.png"]
+    shutil.rmtree(tmp_path / "val")
+    message = failure(DataConfig(str(tmp_path)), "val")
+    assert "hold no samples" in message
+    assert "format 'webdataset' was guessed" in message
+    assert "--data.format" in message
+    assert "--data.format" not in failure(DataConfig(str(tmp_path), format="webdataset"), "val")
+
+
+def test_an_idx_file_beside_class_folders_is_told_as_a_guess(cats_and_dogs):
+    (cats_and_dogs / "old-idx3-ubyte").write_bytes(b"")
+    message = failure(DataConfig(str(cats_and_dogs)))
+    assert "has neither" in message
+    assert "--data.format overrides" in message
+    assert len(open_dataset(DataConfig(str(cats_and_dogs), format="folder"), "train")) == 16
 
 
 def test_a_root_that_cannot_serve_is_explained(tmp_path, write_images):
@@ -295,6 +351,8 @@ def test_shards_are_read_by_position(shards):
     assert [dataset[i][1] for i in range(6)] == [0, 1, 2, 1, 2, 0]
     assert dataset.source(4).endswith("pets-train-0001.tar/s11.png")
     assert dataset.class_names == ("0", "1", "2")
+    (shards / "._pets-train-0000.tar").write_bytes(b"macOS")
+    assert len(open_dataset(DataConfig(str(shards)), "train")) == 6
     with pytest.raises(CorruptImageError, match=r"pets-val-0000\.tar/x\.jpg"):
         open_dataset(DataConfig(str(shards)), "val")[0]
 
@@ -304,6 +362,15 @@ def test_shards_take_class_names_from_a_file(shards):
     assert open_dataset(DataConfig(str(shards)), "train").class_names[2:] == ("cat", "unseen")
     (shards / "classes.txt").write_text("ant\nbee\n")
     assert "names 2 classes" in failure(DataConfig(str(shards)))
+
+
+def test_shards_of_the_first_class_alone_ask_for_the_names(shards):
+    write_shard(shards / "pets-val-0000.tar", [("x.png", png(0)), ("x.cls", b"0")])
+    assert "has only '0'; name every class in classes.txt" in failure(
+        DataConfig(str(shards)), "val"
+    )
+    (shards / "classes.txt").write_text("ant\nbee\ncat\n")
+    assert len(open_dataset(DataConfig(str(shards)), "val")) == 1
 
 
 def test_shards_follow_the_description_that_timm_reads(shards):
@@ -334,3 +401,23 @@ def test_names_of_published_label_sets():
     assert names_by_count(21841) == imagenet_22k_names()
     assert len(imagenet_22k_names()) == 21841
     assert names_by_count(3) == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("label_set", "names"),
+    [("imagenet-1k", imagenet_1k_names()), ("imagenet-22k", imagenet_22k_names())],
+)
+def test_a_folder_of_imagenet_is_called_like_the_output_of_a_published_model(label_set, names):
+    folders = ImageNetInfo(label_set).label_names()
+    assert len(set(names)) == len(names)
+    assert readable_names(folders) == names
+    assert readable_names(folders[::100]) == names[::100]
+    assert tuple(readable_names([folder])[0] for folder in folders) == names
+
+
+def test_names_of_imagenet_22k_are_those_of_wordnet():
+    names = dict(zip(ImageNetInfo("imagenet-22k").label_names(), imagenet_22k_names(), strict=True))
+    assert names["n01440764"] == "tench"  # as in ImageNet-1K
+    assert names["n00443803"] == "flip (n00443803)"  # one of two of that name
+    assert (names["n02012849"], names["n03126707"]) == ("crane bird", "crane")
+    assert readable_names(["n99999999", "n01440764"]) == ("n99999999", "tench")

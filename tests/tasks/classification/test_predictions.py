@@ -80,6 +80,22 @@ def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
     assert list(find_images(names, io.StringIO())) == names
 
 
+def test_hidden_files_under_folders_are_passed_over(photos, monkeypatch):
+    (photos / "._red.png").write_bytes(b"macOS")
+    (photos / ".cache").mkdir()
+    Image.new("RGB", (4, 4)).save(photos / ".cache" / "x.png")
+    expected = ["blue.png", "broken.jpg", "green.png", "red.png"]
+    assert list(find_images([str(photos)], io.StringIO())) == [f"{photos}/{n}" for n in expected]
+    assert list(find_images([f"{photos}/.cache"], io.StringIO())) == [f"{photos}/.cache/x.png"]
+    monkeypatch.chdir(photos)
+    assert list(find_images(["."], io.StringIO())) == expected
+
+
+def test_a_folder_without_images_is_told(brightest, tmp_path):
+    [prediction] = predict(brightest, find_images([str(tmp_path)], io.StringIO()))
+    assert (prediction.source, prediction.error) == (str(tmp_path), "no images in it")
+
+
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "[", "**"])
 def test_names_that_no_file_can_have_are_reported(brightest, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -139,7 +155,7 @@ def test_images_are_read_as_they_are_needed(brightest, photos):
 
 def test_impossible_options_are_refused(brightest):
     with pytest.raises(ValueError, match="must be positive, got 0 and 8"):
-        next(predict(brightest, [], top_k=0))
+        predict(brightest, [], top_k=0)
 
 
 # Loading
@@ -227,3 +243,9 @@ def test_bars_are_drawn_below_the_image(size):
     dark = (panel < 100).all(axis=2)
     assert dark[:30].any()
     assert not dark[:, :8].any()
+
+
+def test_a_probability_that_is_no_number_has_no_bar():
+    unknown = Prediction("x", (Label(0, "a", float("nan")),))
+    drawing = np.asarray(draw_prediction(Image.new("RGB", (400, 20), "red"), unknown))
+    assert (drawing == (0x9E, 0xC5, 0xFE)).all(axis=2).sum() <= 50

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -14,6 +15,11 @@ from replknet.tasks.classification.decoding import ImageMode
 
 Split = Literal["train", "val"]
 Format = Literal["folder", "fashion-mnist", "idx", "cifar10", "cifar100", "webdataset"]
+
+_MORE_CLASSES = {
+    "folder": "give each class its own folder",
+    "webdataset": "name every class in classes.txt, one a line",
+}
 
 
 class ImageDataset(Protocol):
@@ -73,23 +79,21 @@ def open_dataset(config: DataConfig, split: Split, *, mode: ImageMode = "RGB") -
     Raises ``ValueError`` when the folder is missing or empty, does not look like ``config.format``,
     or holds fewer than two classes.
     """
-    dataset = _open(config, split, mode)
-    if len(dataset.class_names) < 2:
-        raise ValueError(
-            f"a classifier needs at least two classes, but {config.root} has only "
-            f"{', '.join(map(repr, dataset.class_names)) or 'none'}; give each class its own folder"
-        )
-    if not len(dataset):
-        raise ValueError(f"the {split} split of {config.root} holds no images")
-    return dataset
-
-
-def _open(config: DataConfig, split: Split, mode: ImageMode) -> ImageDataset:
     if config.root is None:
         return arrays.shipped_fashion_mnist(split, mode)
     root = Path(config.root).expanduser()
     if not root.is_dir():
         raise ValueError(f"data.root is not a folder: {root}")
+    if config.format != "auto":
+        return _read(root, config.format, config, split, mode)
+    guess = detect_format(root)
+    with _told_as_guess(guess):
+        return _read(root, guess, config, split, mode)
+
+
+def _read(
+    root: Path, format: Format, config: DataConfig, split: Split, mode: ImageMode
+) -> ImageDataset:
     readers: dict[Format, Callable[[], ImageDataset]] = {
         "folder": lambda: folders.open_folder(
             root, split, mode, config.val_fraction, config.split_seed
@@ -100,20 +104,44 @@ def _open(config: DataConfig, split: Split, mode: ImageMode) -> ImageDataset:
         "cifar100": lambda: arrays.read_cifar100(root, split, mode),
         "webdataset": lambda: shards.open_shards(root, split, mode),
     }
-    return readers[detect_format(root) if config.format == "auto" else config.format]()
+    dataset = readers[format]()
+    if len(dataset.class_names) < 2:
+        only = ", ".join(map(repr, dataset.class_names)) or "none"
+        raise ValueError(
+            f"a classifier needs at least two classes, but the {split} split of {root} has only "
+            f"{only}; {_MORE_CLASSES.get(format, 'add images of other classes')}"
+        )
+    if not len(dataset):
+        raise ValueError(f"the {split} split of {root} holds no images")
+    return dataset
 
 
 def detect_format(root: Path) -> Format:
-    """Recognise a data set by the files in its folder."""
-    names = {entry.name for entry in root.iterdir()}
+    """Recognise a data set by what lies in its folder; hidden files do not count."""
+    names = {entry.name for entry in root.iterdir() if not folders.is_hidden(entry.name)}
     if not names:
         raise ValueError(f"data.root is empty: {root}")
+    if folders.is_split_by_hand(root):
+        return "folder"
     if "cifar-10-batches-py" in names:
         return "cifar10"
     if "cifar-100-python" in names:
         return "cifar100"
     if any("idx3-ubyte" in name for name in names):
-        return "fashion-mnist" if arrays.is_fashion_mnist(root) else "idx"
+        with _told_as_guess("idx"):
+            return "fashion-mnist" if arrays.is_fashion_mnist(root) else "idx"
     if any(name.endswith(".tar") for name in names):
         return "webdataset"
     return "folder"
+
+
+@contextmanager
+def _told_as_guess(format: Format) -> Iterator[None]:
+    """Have errors say that the format was guessed, and how to choose it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"{error} (format {format!r} was guessed from what lies there; --data.format overrides "
+            "that)"
+        ) from error

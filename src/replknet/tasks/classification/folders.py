@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from PIL.Image import Image
@@ -43,39 +44,66 @@ def open_folder(
 ) -> FolderDataset:
     """Open ``root/train`` and ``root/val`` (ImageNet's layout), or split ``root`` itself.
 
-    Without either, each class folder of ``root`` gives ``val_fraction`` of its images to the
-    validation split, by the hash of their names, so that the same files are held out on every
-    machine. ImageNet's class folders (``n01440764``) are given their English names.
+    Without either (see ``split_folders``), each class folder of ``root`` gives ``val_fraction`` of
+    its images to the validation split, by the hash of their names, so that the same files are held
+    out on every machine. ImageNet's class folders (``n01440764``) are given their English names.
     """
-    train, val = (_first_folder(root, SPLIT_FOLDERS[name]) for name in ("train", "val"))
-    if train is None and val is None:
+    found = split_folders(root)
+    if not found:
         classes = _class_folders(root)
         samples = _split(root, _samples(root, classes), split, val_fraction, seed)
         return FolderDataset(samples, readable_names(classes), mode)
-    folder = train if split == "train" else val
-    if folder is None:
+    if split not in found:
         raise ValueError(
             f"{root} has no folder for the {split} split; add one of "
-            f"{', '.join(SPLIT_FOLDERS[split])}, or pass {train or val} as data.root to have it "
-            "split in two"
+            f"{', '.join(SPLIT_FOLDERS[split])}, or pass {next(iter(found.values()))} as "
+            "data.root to have it split in two"
         )
-    classes = _class_folders(folder)
-    if train and val:
+    classes = _class_folders(found[split])
+    if len(found) == 2:
+        train, val = found["train"], found["val"]
         _require_same(_class_folders(train), _class_folders(val), train, val)
-    return FolderDataset(_samples(folder, classes), readable_names(classes), mode)
+    return FolderDataset(_samples(found[split], classes), readable_names(classes), mode)
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders of the training and validation images, by split, as far as there are any.
+
+    A lone one counts only if it has class folders: beside ``car`` and ``bus``, ``train`` is a
+    class.
+    """
+    first = {split: _first_folder(root, names) for split, names in SPLIT_FOLDERS.items()}
+    found = {split: folder for split, folder in first.items() if folder}
+    return found if len(found) == 2 or any(map(_has_folders, found.values())) else {}
+
+
+def is_split_by_hand(root: Path) -> bool:
+    """Whether ``root`` has training and validation folders with class folders in them."""
+    found = split_folders(root)
+    return len(found) == 2 and all(map(_has_folders, found.values()))
+
+
+def is_hidden(relative: str) -> bool:
+    """Whether a file, by its path within a data set, or a folder on the way to it is hidden.
+
+    Such files are not the user's images but what systems leave beside them: macOS's ``._1.jpg``.
+    """
+    return f"{os.sep}." in f"{os.sep}{relative}"
 
 
 def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
+def _has_folders(root: Path) -> bool:
+    return any(entry.is_dir() and not is_hidden(entry.name) for entry in root.iterdir())
+
+
 def _class_folders(root: Path) -> list[str]:
-    folders = (entry.name for entry in root.iterdir() if entry.is_dir())
-    names = sorted(name for name in folders if not name.startswith("."))
+    entries = [entry for entry in root.iterdir() if not is_hidden(entry.name)]
+    names = sorted(entry.name for entry in entries if entry.is_dir())
     if not names:
-        files = sum(
-            has_file_allowed_extension(entry.name, IMG_EXTENSIONS) for entry in root.iterdir()
-        )
+        files = sum(has_file_allowed_extension(entry.name, IMG_EXTENSIONS) for entry in entries)
         found = f"{files} images side by side" if files else "no images"
         raise ValueError(
             f"{root} has no class folders ({found}); put the images of each class "
@@ -87,7 +115,8 @@ def _class_folders(root: Path) -> list[str]:
 def _samples(root: Path, classes: list[str]) -> list[tuple[str, int]]:
     """All images under the class folders, in the order of class and path."""
     numbers = {name: index for index, name in enumerate(classes)}
-    samples = make_dataset(root, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
+    found = make_dataset(root, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
+    samples = [sample for sample in found if not is_hidden(sample[0].removeprefix(str(root)))]
     empty = sorted(set(classes) - {classes[target] for _, target in samples})
     if empty:
         raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from PIL import Image, ImageDraw, ImageFont
 
 from replknet.tasks.classification.predict import Prediction
@@ -25,7 +27,8 @@ def draw_prediction(image: Image.Image, prediction: Prediction) -> Image.Image:
     longest_bar = width - 2 * _MARGIN - _PERCENT_WIDTH
     for row, label in enumerate(prediction.labels):
         top = height + _MARGIN + row * _ROW
-        right = _MARGIN + round(longest_bar * label.probability)
+        share = label.probability if math.isfinite(label.probability) else 0.0
+        right = _MARGIN + round(longest_bar * share)
         draw.rectangle((_MARGIN, top, right, top + _ROW - 4), fill=_BAR_COLOR)
         draw.text(
             (_MARGIN + 4, top + 1), _fitting(label.name, font, longest_bar), _TEXT_COLOR, font

@@ -16,6 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from replknet.tasks.classification.classifier import Classifier
 from replknet.tasks.classification.decoding import CorruptImageError, decode_image
+from replknet.tasks.classification.folders import is_hidden
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,14 @@ class Prediction:
 def find_images(sources: Iterable[str], stdin: TextIO) -> Iterator[str]:
     """Paths of images: files, all images under folders, glob patterns, and ``-`` for a list.
 
-    ``-`` reads one path a line from ``stdin``. What cannot be found is passed on as it is, to be
-    reported where it would be read.
+    Hidden files under folders are passed over. ``-`` reads one path a line from ``stdin``. What
+    cannot be found is passed on as it is, to be reported where it would be read.
     """
     for source in sources:
         if source == "-":
             yield from find_images((line.strip() for line in stdin if line.strip()), stdin)
         elif os.path.isdir(source):
-            paths = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
-            yield from map(str, paths) if paths else (source,)
+            yield from _images_under(Path(source)) or [source]
         elif not os.path.exists(source) and (matches := sorted(glob.glob(source, recursive=True))):
             yield from find_images(matches, stdin)
         else:
@@ -59,10 +59,23 @@ def predict(
 ) -> Iterator[Prediction]:
     """Predict image files one batch after another, in the order of ``sources``.
 
-    A file that cannot be decoded gives a ``Prediction`` with an ``error``.
+    A file that cannot be decoded gives a ``Prediction`` with an ``error``. Raises ``ValueError``,
+    before anything is read, when ``top_k`` or ``batch_size`` is not positive.
     """
     if top_k < 1 or batch_size < 1:
         raise ValueError(f"top_k and batch_size must be positive, got {top_k} and {batch_size}")
+    return _predict(classifier, sources, top_k, batch_size)
+
+
+def _images_under(folder: Path) -> list[str]:
+    """Images in a folder and its subfolders, in order of their paths."""
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+    return [str(path) for path in paths if not is_hidden(str(path.relative_to(folder)))]
+
+
+def _predict(
+    classifier: Classifier, sources: Iterable[str], top_k: int, batch_size: int
+) -> Iterator[Prediction]:
     transform = classifier.preprocessing.eval_transform()
     remaining = iter(sources)
     while names := list(islice(remaining, batch_size)):
@@ -72,7 +85,7 @@ def predict(
             try:
                 images.append(transform(decode_image(name, classifier.preprocessing.image_mode)))
             except CorruptImageError as error:
-                errors[place] = error.reason
+                errors[place] = "no images in it" if os.path.isdir(name) else error.reason
         labels = iter(_classify(classifier, torch.stack(images), top_k) if images else ())
         for place, name in enumerate(names):
             if place in errors:

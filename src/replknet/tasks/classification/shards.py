@@ -80,7 +80,8 @@ def _shard_files(root: Path, split: str) -> list[Path]:
     names = _SPLIT_NAMES[split]
     if any((root / info).is_file() for info in ("_info.json", "info.json")):
         return [root / file for file in _described_files(root, names)]
-    files = sorted(path for path in root.glob("*.tar") if any(name in path.name for name in names))
+    shards = sorted(path for path in root.glob("*.tar") if not path.name.startswith("."))
+    files = [path for path in shards if any(name in path.name for name in names)]
     if not files:
         raise ValueError(f"{root} has no *.tar file with one of {', '.join(names)} in its name")
     return files
