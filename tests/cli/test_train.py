@@ -1,6 +1,8 @@
 """``replknet train`` and ``replknet eval``, on a folder of small images."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from replknet.cli.typed import instantiate
 from replknet.engine.classification import ClassificationTrainConfig
 from replknet.engine.recipes import list_recipes
 from replknet.models import create_model, read_checkpoint
+from replknet.tasks.classification.datasets import DataConfig, open_dataset
 
 TINY = {"kernels": [7, 7], "layers": [1, 1], "channels": [8, 12], "stem_stride": 2}
 
@@ -110,6 +113,88 @@ def test_nan_ends_the_command_with_the_batch_saved(options, tmp_path, capsys):
     assert list((tmp_path / "run" / "nonfinite").glob("step*-process0.pt"))
 
 
+def test_weights_that_explode_at_the_end_of_an_epoch_are_not_saved(options, tmp_path, capsys):
+    two_steps = ["--optimizer.lr", "1e30", "--batch.total", "15"]
+    assert main(["train", *options, *two_steps]) == 1
+    assert "the evaluation after epoch 1 gives loss nan" in capsys.readouterr().err
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+@pytest.fixture
+def damaged(photos, tmp_path):
+    """The photos, with one validation image that cannot be decoded."""
+    root = tmp_path / "damaged"
+    held_out = [open_dataset(DataConfig(str(photos)), "val").source(index) for index in (0,)]
+    shutil.copytree(photos, root)
+    (root / Path(held_out[0]).relative_to(photos)).write_bytes(b"no image")
+    return root
+
+
+def test_one_corrupt_image_in_a_small_set_is_tolerated(options, damaged, tmp_path, capsys):
+    words = [*options, "--data.root", str(damaged), "--schedule.epochs", "2"]
+    assert main(["train", *words, "--data.max_corrupt_fraction", "0"]) == 2
+    assert "1 of 8 images are corrupt" in capsys.readouterr().err
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    assert len(metrics.read_text().splitlines()) == 4  # the first epoch, kept
+
+    assert main(["train", *words]) == 0
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [r["step"] for r in records if "loss" in r] == list(range(1, 9))
+    assert [r["evaluation"]["skipped"] for r in records if "evaluation" in r] == [1, 1]
+
+
+def test_command_that_failed_gives_its_directory_to_the_corrected_one(options, photos, capsys):
+    words = [*options, "--schedule.epochs", "2"]
+    assert main(["train", *words, "--data.root", "photso"]) == 2
+    assert main(["train", *words, "--model.name", "replknet_nan"]) == 2
+    assert main(["train", *words]) == 0
+    assert main(["train", *words, "--data.root", f"{photos}/"]) == 0
+    assert main(["train", *words, "--data.root", "photso"]) == 2
+    assert "differs in data.root" in capsys.readouterr().err
+
+
+def test_data_that_lost_or_gained_images_or_classes_are_refused(options, photos, tmp_path, capsys):
+    root = tmp_path / "changing"
+    shutil.copytree(photos, root)
+    words = [*options, "--data.root", str(root), "--schedule.epochs", "2"]
+    assert main(["train", *words]) == 0
+
+    shutil.copytree(root / "dark", root / "grey")
+    assert main(["train", *words]) == 2
+    error = capsys.readouterr().err
+    assert "class_names (['bright', 'dark'] then, ['bright', 'dark', 'grey'] now)" in error
+    assert "--run.overwrite true" in error
+
+    shutil.rmtree(root / "grey")
+    for path in sorted((root / "dark").iterdir())[:10]:
+        path.unlink()
+    assert main(["train", *words]) == 2
+    assert "samples_per_epoch (32 then, 24 now)" in capsys.readouterr().err
+
+
+def test_start_tells_model_weights_and_data(options, photos, tmp_path, capsys, caplog):
+    words = [*options, "--schedule.epochs", "2", "--json"]
+    assert main(["train", *words]) == 0
+    output, shown = capsys.readouterr()
+    json.loads(output)
+    shown = " ".join(shown.split())
+    assert "replknet_nano with random weights, 32 training and 8 validation images" in shown
+    assert "images of 2 classes, 16x16, cpu" in shown
+    warning = "training from random weights; give --model.checkpoint"
+    assert caplog.text.count(warning) == 1
+    assert main(["train", *words]) == 0
+    assert caplog.text.count(warning) == 1  # not when it continues
+
+    start = tmp_path / "run" / "checkpoints" / "last.safetensors"
+    words += ["--run.directory", str(tmp_path / "tuned"), "--model.checkpoint", str(start)]
+    assert main(["train", *words]) == 0
+    assert f"from {start}," in capsys.readouterr().err.replace("\n", "")
+    assert (
+        main(["train", *words, "--run.overwrite", "true", "--optimizer.layer_decay", "null"]) == 0
+    )
+    assert caplog.text.count(warning) == 1
+
+
 def test_default_is_the_finetune_recipe():
     assert parse("--data.root", "photos") == parse("--config", "finetune", "--data.root", "photos")
 
@@ -146,6 +231,16 @@ def test_words_that_are_no_options_are_refused(words, message, capsys):
         (["--data.root", "no/such/folder"], "data.root is not a folder"),
         (["--data.root", "x", "--optimizer.lr", "0"], "optimizer.lr must be positive"),
         (["--data.root", "x", "--execution.device", "cuda:99"], "needs GPU 99"),
+        (["--data.root", "x", "--execution.device", "gpu"], "cuda or cuda:N, got 'gpu'"),
+        (["--data.root", "x", "--execution.compile", "foo"], "or null for none, got 'foo'"),
+        (["--data.root", "x", "--augmentation.hflip", "7"], "in [0, 1], got 7"),
+        (["--data.root", "x", "--augmentation.re_prob", "-1"], "in [0, 1], got -1"),
+        (["--data.root", "x", "--augmentation.smoothing", "1"], "in [0, 1), got 1"),
+        (["--data.root", "x", "--augmentation.padding", "-1"], "not be negative"),
+        (["--data.root", "x", "--augmentation.re_count", "0"], "at least 1, got 0"),
+        (["--data.root", "x", "--augmentation.scale", "[0, 1]"], "two positive numbers"),
+        (["--data.root", "x", "--augmentation.ratio", "[2, 1]"], "got 2.0 and 1.0"),
+        (["--data.root", "x", "--augmentation.auto_augment", "foo"], "policy of timm, such as"),
     ],
 )
 def test_values_that_cannot_work_are_refused(words, message, tmp_path, capsys):

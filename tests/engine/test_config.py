@@ -11,6 +11,7 @@ from replknet.engine.config import (
     RunConfig,
     ScheduleConfig,
     TrainConfig,
+    differences,
     identity,
     plain,
     split_batch,
@@ -40,6 +41,10 @@ from replknet.engine.distributed import choose_device
         (lambda: RunConfig(log_every=0), "run.log_every must be at least 1"),
         (lambda: RunConfig(checkpoint_minutes=0.0), "run.checkpoint_minutes must be positive"),
         (lambda: RunConfig(checkpoint_steps=0), "run.checkpoint_steps must be at least 1"),
+        (
+            lambda: ExecutionConfig(compile="foo"),
+            "execution.compile must be one of .*inductor.*, or null for none, got 'foo'",
+        ),
         (
             lambda: TrainConfig(
                 optimizer=OptimizerConfig(lr=1e-4), schedule=ScheduleConfig(min_lr=1e-3)
@@ -88,6 +93,36 @@ def test_identity_leaves_out_how_and_where_but_keeps_what(tmp_path):
         replace(config, optimizer=replace(config.optimizer, lr=1.0)),
     ):
         assert identity(plain(config)) != identity(plain(changed))
+
+
+def test_identity_takes_two_spellings_of_a_path_for_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = plain(toy_config(tmp_path))
+
+    def found(root, checkpoint):
+        return identity(values | {"data": {"root": root}, "model": {"checkpoint": checkpoint}})
+
+    same = found("photos", "a.pth")
+    assert found("photos/", "./a.pth") == found(f"{tmp_path}/x/../photos", "a.pth") == same
+    assert found("other", "a.pth") != same
+    assert found("photos", None) != same
+
+
+def test_differences_of_long_lists_begin_where_they_are():
+    before = {"lr": 1.0, "names": list("abcdefghij"), "pair": [1, 2], "same": 3}
+    now = {"lr": 2.0, "names": list("abcdefghix"), "pair": [1, 3], "new": 4, "same": 3}
+    assert differences(before, now, words="{} then, {} now") == [
+        "lr (1.0 then, 2.0 now)",
+        "names[9:] (['j'] then, ['x'] now)",
+        "new (None then, 4 now)",
+        "pair ([1, 2] then, [1, 3] now)",
+    ]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:first", "meta", ""])
+def test_device_that_is_none_is_refused_with_those_that_are(device):
+    with pytest.raises(ValueError, match=f"auto, cpu, cuda or cuda:N, got '{device}'"):
+        choose_device(device, 0)
 
 
 def test_gpu_that_is_not_there_is_refused():

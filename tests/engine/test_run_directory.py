@@ -5,6 +5,7 @@ import pytest
 import yaml
 from runs import read_metrics, toy_config
 from safetensors import safe_open
+from toy import ToyConfig
 
 from replknet.engine.config import OptimizerConfig
 from replknet.engine.run_directory import claim
@@ -46,6 +47,28 @@ def test_another_run_is_refused_with_the_differences_and_nothing_changes(finishe
     with pytest.raises(ValueError, match=message):
         main(other)
     assert snapshot(finished) == before
+
+
+def test_run_without_results_gives_way_to_another(tmp_path):
+    failed = replace(toy_config(tmp_path), data=ToyConfig(samples=7))
+    with pytest.raises(ValueError, match="exceeds the training set"):
+        main(failed)
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events of the failed run").touch()
+    result = main(toy_config(tmp_path))
+    assert result.finished
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["data"]["samples"] == 48
+    assert not (tmp_path / "tensorboard" / "events of the failed run").exists()
+
+
+@pytest.mark.parametrize("result", ["checkpoints/last.safetensors", "nonfinite/step0-process0.pt"])
+def test_run_with_a_model_or_batches_that_are_not_finite_does_not_give_way(tmp_path, result):
+    with claim(toy_config(tmp_path)):
+        (tmp_path / result).parent.mkdir(exist_ok=True)
+        (tmp_path / result).touch()
+    with pytest.raises(ValueError, match="already holds another run"):
+        main(toy_config(tmp_path, optimizer=OptimizerConfig(lr=0.5)))
+    assert (tmp_path / result).exists()
 
 
 def test_overwrite_starts_afresh_and_keeps_files_of_others(finished):

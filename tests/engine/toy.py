@@ -25,6 +25,7 @@ class ToyConfig:
     dropout: float = 0.0
     batch_norm: bool = False
     nan_at: int | None = None  # sample whose image is NaN
+    classes: tuple[str, ...] = tuple("abcd")
     mean: float = 0.0
 
 
@@ -134,5 +135,8 @@ class ToyTask:
     def evaluator(self) -> ToyEvaluator:
         return ToyEvaluator()
 
+    def describe(self) -> str:
+        return f"a toy on {self.config.samples} [samples]"
+
     def metadata(self) -> dict[str, Any]:
-        return {"task": "toy"}
+        return {"task": "toy", "class_names": self.config.classes}

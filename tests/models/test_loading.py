@@ -159,6 +159,30 @@ def test_reset_head_keeps_the_new_classifier(write):
     assert {name.split(".")[0] for name in report.initialized} == {"head", "norm"}
 
 
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_convnext", "deit_tiny_distilled_patch16_224"]
+)
+def test_reset_head_of_other_models_keeps_their_new_classifiers(write, name):
+    torch.manual_seed(0)
+    source, target = (timm.create_model(name, num_classes=classes) for classes in (5, 3))
+    before = copy.deepcopy(target.state_dict())
+    path = write(source.state_dict())
+    with pytest.raises(ValueError, match=r"another classifier; pass reset_head=True"):
+        load_checkpoint(target, path)
+    report = load_checkpoint(target, path, reset_head=True)
+    heads = {n for n, value in before.items() if value.shape != source.state_dict()[n].shape}
+    assert heads
+    assert set(report.initialized) == set(report.ignored) == heads
+    for name, value in target.state_dict().items():
+        assert torch.equal(value, before[name] if name in heads else source.state_dict()[name])
+
+
+def test_reset_head_of_a_model_that_names_no_classifier(write):
+    model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"get_classifier.*Linear does not.*without reset_head"):
+        load_checkpoint(model, write(model.state_dict()), reset_head=True)
+
+
 def test_input_channels_are_adapted(write):
     source = small()
     model = small(in_chans=1)

@@ -13,14 +13,24 @@ from rich.text import Text
 
 from replknet.cli.typed import instantiate, json_text
 from replknet.engine.classification import ClassificationEvalConfig, evaluate_classifier
+from replknet.tasks.classification import DataConfig
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Options of the command: the file, and every field of the configuration."""
-    parser.usage = "replknet eval CHECKPOINT --data.root FOLDER [--OPTION VALUE ...]"
+    """Declare the options."""
     parser.add_argument("checkpoint", help="published or own file, in any known format")
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
-    parser.add_class_arguments(ClassificationEvalConfig, skip={"checkpoint"})
+    parser.add_class_arguments(DataConfig, "data")
+    parser.add_argument(
+        "--model", help="variant of a published file, such as replknet_31b.in1k_384"
+    )
+    parser.add_argument("--input-size", type=int, help="another size than the model's own")
+    parser.add_argument("--batch-size", type=int, default=32, help="images of a process at once")
+    parser.add_argument("--workers", type=int, default=2, help="data-loading processes")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N")
+    parser.add_argument(
+        "--precision", choices=["float32", "bfloat16", "float16"], default="float32"
+    )
 
 
 def run(arguments: Namespace) -> int:

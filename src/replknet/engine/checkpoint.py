@@ -13,6 +13,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from replknet.engine.config import differences, flatten
 from replknet.models.writing import write_whole
 
 logger = logging.getLogger(__name__)
@@ -116,3 +117,22 @@ def read_state(directory: Path) -> dict[str, Any] | None:
             "with --run.overwrite true or another run.directory"
         )
     return None
+
+
+def refuse_other_data(directory: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise ValueError if a run was trained on something else than it would be ``now``.
+
+    Args:
+        directory: of the run.
+        saved: its state; one of an earlier version does not say what it was trained on.
+        now: plain values, as ``saved["trained_on"]``.
+    """
+    before = saved.get("trained_on", {})
+    known = {key: now.get(key) for key in before}
+    different = differences(flatten(before), flatten(known), words="{} then, {} now")
+    if different:
+        raise ValueError(
+            f"the data or the model of {directory} have changed since its last checkpoint: "
+            f"{', '.join(different)}; restore them, choose another --run.directory, or delete "
+            "that run with --run.overwrite true"
+        )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from replknet.engine.config import BatchConfig, ExecutionConfig, TrainConfig
 from replknet.engine.distributed import join_processes
 from replknet.engine.evaluate import evaluate
+from replknet.models import read_checkpoint
 from replknet.tasks.classification.classifier import load_classifier
-from replknet.tasks.classification.datasets import DataConfig
+from replknet.tasks.classification.datasets import DataConfig, split_of
 from replknet.tasks.classification.preprocessing import Augmentation, Preprocessing
 from replknet.tasks.classification.task import (
     ClassificationConfig,
@@ -18,6 +20,8 @@ from replknet.tasks.classification.task import (
     ModelConfig,
 )
 from replknet.tasks.task import LoaderOptions
+
+logger = logging.getLogger(__name__)
 
 GENTLE = Augmentation(
     scale=(0.35, 1.0),
@@ -67,6 +71,14 @@ class ClassificationTrainConfig(TrainConfig):
             )
         )
 
+    def concern(self) -> str | None:
+        """Random weights with layer decay, which keeps what lower layers know: for fine-tuning."""
+        if self.model.checkpoint is not None or self.optimizer.layer_decay is None:
+            return None
+        return (
+            "training from random weights; give --model.checkpoint to fine-tune a published model"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationEvalConfig:
@@ -79,7 +91,8 @@ class ClassificationEvalConfig:
         input_size: another size than the model's own, by the published rules.
         batch_size: images of one process at a time.
         workers: data-loading processes of each process.
-        execution: how the machine computes.
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+        precision: dtype of the products.
     """
 
     checkpoint: Path
@@ -88,7 +101,8 @@ class ClassificationEvalConfig:
     input_size: int | None = None
     batch_size: int = 32
     workers: int = 2
-    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    device: str = "auto"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
 def evaluate_classifier(config: ClassificationEvalConfig) -> dict[str, Any] | None:
@@ -100,7 +114,8 @@ def evaluate_classifier(config: ClassificationEvalConfig) -> dict[str, Any] | No
         ValueError: the file cannot be used, or its classes are not those of the data.
         FileNotFoundError: there is no such file.
     """
-    with join_processes(config.execution.device) as processes:
+    execution = ExecutionConfig(device=config.device, precision=config.precision)
+    with join_processes(execution.device) as processes:
         classifier = load_classifier(
             config.checkpoint,
             model=config.model,
@@ -109,7 +124,9 @@ def evaluate_classifier(config: ClassificationEvalConfig) -> dict[str, Any] | No
         )
         task = ClassificationTask(
             ClassificationConfig(
-                model=ModelConfig(), data=config.data, preprocessing=classifier.preprocessing
+                model=ModelConfig(),
+                data=_held_out(config),
+                preprocessing=classifier.preprocessing,
             ),
             class_names=classifier.class_names,
         )
@@ -120,5 +137,20 @@ def evaluate_classifier(config: ClassificationEvalConfig) -> dict[str, Any] | No
             world_size=processes.world_size,
         )
         loader = task.eval_loader(options)
-        metrics = evaluate(classifier.model, task, loader, config.execution, processes)
+        metrics = evaluate(classifier.model, task, loader, execution, processes)
         return metrics if processes.main else None
+
+
+def _held_out(config: ClassificationEvalConfig) -> DataConfig:
+    """The data, split as in the training of the checkpoint unless another split is asked for."""
+    trained, asked = read_checkpoint(config.checkpoint).metadata.get("split"), split_of(config.data)
+    if trained is None or trained == asked:
+        return config.data
+    if asked == {name: getattr(DataConfig, name) for name in asked}:  # not said otherwise
+        return replace(config.data, **trained)
+    logger.warning(
+        "%s was trained with the split %s, not %s: images that it was trained on may be among "
+        "those that it is measured on",
+        *(config.checkpoint, trained, asked),
+    )
+    return config.data

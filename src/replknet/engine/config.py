@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import reprlib
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from replknet.tasks.task import Task
+
+PATHS = ("data.root", "model.checkpoint")  # settings that name a file or folder
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,18 @@ class ExecutionConfig:
     grad_checkpointing: bool = False
     sync_bn: bool = True
 
+    def __post_init__(self) -> None:
+        if self.compile is not None and self.compile not in compile_backends(debug=True):
+            raise ValueError(
+                f"execution.compile must be one of {', '.join(compile_backends())}, or null for "
+                f"none, got {self.compile!r}"
+            )
+
+
+def compile_backends(*, debug: bool = False) -> list[str]:
+    """Backends of torch.compile, also those for debugging if asked."""
+    return torch.compiler.list_backends(() if debug else ("debug", "experimental"))
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -198,6 +216,10 @@ class TrainConfig:
         """Task that the sections of the subclass describe."""
         raise NotImplementedError("a TrainConfig is trained through a subclass that builds a task")
 
+    def concern(self) -> str | None:
+        """What to warn of when a run starts that may not be what was meant; None if nothing."""
+        return None
+
 
 def plain(config: TrainConfig) -> dict[str, Any]:
     """``config`` as nested dicts, lists and scalars, as YAML and JSON have them."""
@@ -207,14 +229,19 @@ def plain(config: TrainConfig) -> dict[str, Any]:
 def identity(values: dict[str, Any]) -> dict[str, Any]:
     """What makes a run this run, flat (``{"optimizer.lr": 4e-3, ...}``), out of ``plain(config)``.
 
-    How often it is written down and how the machine computes it may change from one launch to
-    the next; everything else may not.
+    How often it is written down, how the machine computes it and how many corrupt images are
+    tolerated may change from one launch to the next; everything else may not. Two spellings of a
+    path are one.
     """
     free = {"execution", "run"}
     kept = {section: value for section, value in values.items() if section not in free}
     kept["run"] = {"seed": values["run"]["seed"]}
     flat = flatten(kept)
     flat.pop("batch.max_per_process")
+    flat.pop("data.max_corrupt_fraction", None)
+    for name in PATHS:
+        if flat.get(name) is not None:
+            flat[name] = os.path.abspath(os.path.expanduser(flat[name]))
     return flat
 
 
@@ -227,6 +254,32 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], *, words: str) -> list[str]:
+    """Where two flat dicts differ, each key with both values.
+
+    Args:
+        before: One of the two.
+        now: The other.
+        words: How the values are presented, such as "{} there, {} asked".
+    """
+    return [
+        _difference(key, before.get(key), now.get(key), words)
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _difference(key: str, before: Any, now: Any, words: str) -> str:
+    """``key`` and both values; of long lists, the first that differ."""
+    if not (isinstance(before, list) and isinstance(now, list)):
+        return f"{key} ({words.format(repr(before), repr(now))})"
+    if reprlib.repr(before) == reprlib.repr(now):
+        pairs = enumerate(zip(before, now, strict=False))
+        same = next((at for at, (a, b) in pairs if a != b), min(len(before), len(now)))
+        key, before, now = f"{key}[{same}:]", before[same:], now[same:]
+    return f"{key} ({words.format(reprlib.repr(before), reprlib.repr(now))})"
 
 
 def split_batch(config: BatchConfig, world_size: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,8 +80,10 @@ def choose_device(device: str, local_rank: int) -> torch.device:
     """Device of this process; "auto" and "cuda" give process n of a machine its n-th GPU.
 
     Raises:
-        ValueError: a GPU is asked for that is not there.
+        ValueError: there is no such device.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ValueError(f"the device must be auto, cpu, cuda or cuda:N, got {device!r}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = torch.device(device)

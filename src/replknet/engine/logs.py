@@ -105,4 +105,4 @@ class ProgressLine:
 
     def print(self, message: str) -> None:
         """Print a line above the progress."""
-        self._progress.console.print(message, highlight=False)
+        self._progress.console.print(message, markup=False, highlight=False)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from replknet.engine.config import TrainConfig, identity, plain
+from replknet.engine.config import TrainConfig, differences, identity, plain
 from replknet.models.writing import write_whole
 
 OWN_FILES = ("config.yaml", "environment.json", "metrics.jsonl")
@@ -55,12 +55,22 @@ class RunDirectory:
         """Batches whose loss or gradient was NaN or infinite."""
         return self.root / "nonfinite"
 
+    def holds_results(self) -> bool:
+        """Whether the run has come to a checkpoint, or to batches that are not finite."""
+        return any(
+            not path.name.startswith(".")
+            for folder in (self.checkpoints, self.nonfinite)
+            if folder.exists()
+            for path in folder.iterdir()
+        )
+
 
 @contextmanager
 def claim(config: TrainConfig) -> Iterator[RunDirectory]:
     """The directory of ``config.run``, made this run's: a new one, or the same run continued.
 
-    No other process can claim it in the meantime; a killed one gives it back.
+    Another run without results, such as one whose data were not found, gives way. No other
+    process can claim the directory in the meantime; a killed one gives it back.
 
     Raises:
         ValueError: it holds another run or files that no run wrote, or another process trains in
@@ -95,13 +105,10 @@ def refuse_other_files(run: RunDirectory) -> None:
 
 
 def take_over(run: RunDirectory, config: TrainConfig) -> None:
-    """Write the configuration of this launch, unless the directory holds another run."""
+    """Write the configuration of this launch, unless the directory holds another run's results."""
     values = plain(config)
-    if run.config.exists():
-        if config.run.overwrite:
-            delete(run)
-        else:
-            refuse_another_run(run, values)
+    if run.config.exists() and (config.run.overwrite or gives_way(run, values)):
+        delete(run)
     for partial in (*run.root.glob(".*.partial"), *run.checkpoints.glob(".*.partial")):
         partial.unlink()  # of a write that was killed
     text = yaml.safe_dump(values, sort_keys=False)
@@ -109,20 +116,20 @@ def take_over(run: RunDirectory, config: TrainConfig) -> None:
     run.checkpoints.mkdir(exist_ok=True)
 
 
-def refuse_another_run(run: RunDirectory, values: dict[str, Any]) -> None:
-    """Raise ValueError, with the differences, if the directory's run is not that of ``values``."""
+def gives_way(run: RunDirectory, values: dict[str, Any]) -> bool:
+    """Whether the directory's run is another one than that of ``values``, without results.
+
+    Raises:
+        ValueError: it is another one that has results, with the differences.
+    """
     stored = identity(yaml.safe_load(run.config.read_text(encoding="utf-8")))
-    asked = identity(values)
-    differences = [
-        f"{key} ({stored.get(key)!r} there, {asked.get(key)!r} asked)"
-        for key in sorted(stored.keys() | asked.keys())
-        if stored.get(key) != asked.get(key)
-    ]
-    if differences:
+    different = differences(stored, identity(values), words="{} there, {} asked")
+    if different and run.holds_results():
         raise ValueError(
-            f"{run.root} already holds another run, which differs in {', '.join(differences)}; "
+            f"{run.root} already holds another run, which differs in {', '.join(different)}; "
             "choose another --run.directory, or delete that run with --run.overwrite true"
         )
+    return bool(different)
 
 
 def delete(run: RunDirectory) -> None:

@@ -26,7 +26,13 @@ from replknet.tasks.task import Task
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or gradient is NaN or infinite; the weights are those before the step."""
+    """A loss, a gradient or a metric is NaN or infinite; no checkpoint was overwritten."""
+
+
+WAY_OUT = (
+    "Start a new run with a lower optimizer.lr, a longer warm-up, optimizer.clip_grad, or "
+    "execution.precision float32"
+)
 
 
 @dataclass(frozen=True)
@@ -119,8 +125,7 @@ class Stepper:
         write_whole(path, lambda partial: torch.save(content, partial))
         return NonFiniteError(
             f"{what} at step {step}; its batches are in {path} and no checkpoint was overwritten. "
-            "Start a new run with a lower optimizer.lr, a longer warm-up, optimizer.clip_grad, or "
-            "execution.precision float32"
+            f"{WAY_OUT}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 from replknet.engine.allocator import keep_freed_memory
 from replknet.engine.batches import grouped
-from replknet.engine.checkpoint import read_state, save_state
+from replknet.engine.checkpoint import read_state, refuse_other_data, save_state
 from replknet.engine.config import TrainConfig, require, split_batch
 from replknet.engine.distributed import Processes, join_processes
 from replknet.engine.environment import describe_environment
@@ -22,10 +23,12 @@ from replknet.engine.interrupt import StopRequest
 from replknet.engine.logs import MetricLog, ProgressLine
 from replknet.engine.run_directory import RunDirectory, claim
 from replknet.engine.setup import create_state, wrap
-from replknet.engine.step import Step, Stepper, seed_everything
+from replknet.engine.step import WAY_OUT, NonFiniteError, Step, Stepper, seed_everything
 from replknet.models import save_checkpoint
 from replknet.models.writing import write_whole
 from replknet.tasks.task import LoaderOptions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def main(config: TrainConfig) -> TrainResult:
 
     Raises:
         ValueError: the configuration cannot work, or the directory holds something else.
-        NonFiniteError: NaN or infinity in the loss or the gradients.
+        NonFiniteError: NaN or infinity in the loss, the gradients or the metrics.
         OSError: a file cannot be written; earlier checkpoints are intact.
     """
     with (
@@ -119,9 +122,14 @@ class Training:
             self.steps_per_epoch > 0,
             f"batch.total {config.batch.total} exceeds the training set; use a smaller one",
         )
+        self.trained_on = {
+            "samples_per_epoch": self.steps_per_epoch * config.batch.total,
+            **json.loads(json.dumps(self.task.metadata())),  # lists, as they are read back
+        }
         self.state = create_state(config, self.task, processes)
         saved = read_state(directory.checkpoints)
         if saved is not None:
+            refuse_other_data(directory.root, saved, self.trained_on)
             self.state.load_state_dict(saved)
         network = wrap(self.state.model, config.execution, processes)
         self.stepper = Stepper(
@@ -152,13 +160,12 @@ class Training:
     def run(self) -> TrainResult:
         """Train and evaluate to the end of the schedule, or until a stop is asked for."""
         state, finished = self.state, False
-        if state.step:
-            self.line.print(f"continuing {self.directory.root} after step {state.step}")
+        self.introduce()
         while not finished:
             epoch, position = divmod(state.step, self.steps_per_epoch)
             if position == 0 and state.finished_epochs < epoch and not self.finish_epoch(epoch):
                 break
-            finished = epoch == self.config.schedule.epochs
+            finished = epoch >= self.config.schedule.epochs
             if not finished and not self.train_epoch(epoch, position):
                 break
         if not finished:
@@ -172,6 +179,16 @@ class Training:
             best=state.best,
             evaluation=state.evaluation,
         )
+
+    def introduce(self) -> None:
+        """Say what is trained on what, and where the run stands."""
+        processes, step = self.processes, self.state.step
+        together = f" in {processes.world_size} processes" if processes.world_size > 1 else ""
+        self.line.print(f"{self.task.describe()}, {processes.device}{together}")
+        if step:
+            self.line.print(f"continuing {self.directory.root} after step {step}")
+        elif processes.main and (concern := self.config.concern()) is not None:
+            logger.warning(concern)
 
     def train_epoch(self, epoch: int, position: int) -> bool:
         """Train the rest of ``epoch`` (from 0) from its step ``position``; False if stopped."""
@@ -193,7 +210,7 @@ class Training:
     def finish_epoch(self, epoch: int) -> bool:
         """Evaluate after ``epoch`` epochs if it is time to, and save; False if stopped."""
         state, run = self.state, self.config.run
-        last = epoch == self.config.schedule.epochs
+        last = epoch >= self.config.schedule.epochs
         metrics: dict[str, Any] = {}
         if run.eval_every and (epoch % run.eval_every == 0 or last):
             try:
@@ -207,6 +224,10 @@ class Training:
                 )
             except EvaluationStopped:
                 return False
+            except Exception:
+                self.save()  # the next launch begins with this evaluation
+                raise
+            refuse_nonfinite(epoch, metrics)
             state.evaluation = metrics
             self.keep_best(epoch, metrics)
             if self.log is not None:
@@ -254,8 +275,8 @@ class Training:
         if self.log is None:
             return
         self.save_model("last", metrics or {})
-        state = {**self.state.state_dict(), "metrics_size": self.log.sync()}
-        save_state(self.directory.checkpoints, state)
+        beside = {"trained_on": self.trained_on, "metrics_size": self.log.sync()}
+        save_state(self.directory.checkpoints, self.state.state_dict() | beside)
 
     def save_model(self, name: str, metrics: dict[str, Any]) -> None:
         """Write the evaluated weights as a model file, usable without the run."""
@@ -265,3 +286,17 @@ class Training:
         metadata = self.task.metadata() | {"metrics": figures, "step": self.state.step}
         path = self.directory.checkpoints / f"{name}.safetensors"
         save_checkpoint(path, self.state.evaluated_model, metadata)
+
+
+def refuse_nonfinite(epoch: int, metrics: dict[str, Any]) -> None:
+    """Raise NonFiniteError if a number at the top level of ``metrics`` is NaN or infinite."""
+    broken = [
+        f"{name} {value}"
+        for name, value in metrics.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if broken:
+        raise NonFiniteError(
+            f"the evaluation after epoch {epoch} gives {', '.join(broken)}; no checkpoint was "
+            f"overwritten. {WAY_OUT}"
+        )

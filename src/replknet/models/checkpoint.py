@@ -16,7 +16,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from replknet.models.formats import StateDict, architecture, form_of, translate, unwrap
-from replknet.models.matching import compare, describe
+from replknet.models.matching import Mismatch, compare, describe
 from replknet.models.reading import METADATA_KEY, read_file
 from replknet.models.replknet import Form, RepLKNet
 from replknet.models.writing import write_whole
@@ -175,6 +175,8 @@ def load_weights(
     target = model.model if isinstance(model, FeatureGetterNet) else model
     if isinstance(target, RepLKNet):
         checkpoint = _fit(as_replknet(checkpoint), target, model is not target, reset_head)
+    elif reset_head:
+        checkpoint = _without_classifier(checkpoint, target)
     _check(checkpoint, target)
     target.load_state_dict(checkpoint.state_dict, strict=not checkpoint.report.initialized)
     return checkpoint.report
@@ -211,6 +213,35 @@ def _fit(checkpoint: Checkpoint, model: RepLKNet, features: bool, reset_head: bo
     return Checkpoint(state, report)
 
 
+def _without_classifier(checkpoint: Checkpoint, model: nn.Module) -> Checkpoint:
+    """Leave out the classifier of a timm model, and note that the model keeps its own."""
+    heads = _classifiers(model)
+    if not heads:
+        raise ValueError(
+            f"reset_head is for models that say what their classifier is (get_classifier), and "
+            f"{type(model).__name__} does not; load it without reset_head"
+        )
+    state = {n: t for n, t in checkpoint.state_dict.items() if not n.startswith(heads)}
+    report = replace(
+        checkpoint.report,
+        ignored=tuple(name for name in checkpoint.state_dict if name not in state),
+        initialized=tuple(name for name in model.state_dict() if name.startswith(heads)),
+    )
+    return Checkpoint(state, report)
+
+
+def _classifiers(model: nn.Module) -> tuple[str, ...]:
+    """What the names of the tensors of a timm model's classifiers begin with."""
+    get_classifier = getattr(model, "get_classifier", None)
+    if get_classifier is None:
+        return ()
+    found = get_classifier()
+    heads = found if isinstance(found, tuple) else (found,)
+    return tuple(
+        f"{name}." for name, module in model.named_modules() if any(module is h for h in heads)
+    )
+
+
 def _check(checkpoint: Checkpoint, model: nn.Module) -> None:
     """Refuse weights that do not fit ``model``, with the reason and the way out."""
     report, wanted = checkpoint.report, dict(model.state_dict())
@@ -220,15 +251,18 @@ def _check(checkpoint: Checkpoint, model: nn.Module) -> None:
     if not mismatch:
         return
     name = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
-    lines = [f"{report.path} does not fit the model {name}", _hint(checkpoint, model)]
+    lines = [f"{report.path} does not fit the model {name}", _hint(checkpoint, model, mismatch)]
     lines += describe(mismatch, checkpoint.state_dict, wanted)
     raise ValueError("\n".join(line for line in lines if line))
 
 
-def _hint(checkpoint: Checkpoint, model: nn.Module) -> str:
+def _hint(checkpoint: Checkpoint, model: nn.Module, mismatch: Mismatch) -> str:
     """Most likely cause of a mismatch and the way out; empty if there is no telling."""
     if not isinstance(model, RepLKNet):
-        return ""
+        names = (*mismatch.missing, *mismatch.unexpected, *mismatch.reshaped)
+        if not all(name.startswith(_classifiers(model)) for name in names):
+            return ""
+        return "the file has another classifier; pass reset_head=True to keep the model's own"
     state, wanted = checkpoint.state_dict, model.state_dict()
     file_form, form = form_of(state), form_of(wanted)
     if file_form != form:

@@ -64,6 +64,10 @@ class Task(Protocol):
 
     def evaluator(self) -> Evaluator: ...
 
+    def describe(self) -> str:
+        """Model, weights it starts from, and data, in a line for people."""
+        ...
+
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint must carry to be usable alone: task, model, classes, preprocessing."""
         ...

@@ -139,3 +139,9 @@ def test_processes_agree_on_the_scores_of_one_process(tmp_path):
         result = torch.load(tmp_path / f"{rank}.pt")
         assert result.pop("loss") == pytest.approx(expected["loss"], rel=1e-6)
         assert result == {key: value for key, value in expected.items() if key != "loss"}
+
+
+def test_a_loss_that_is_no_number_is_not_left_out():
+    parts = batches(10, 5)
+    parts[0]["image"][0] = torch.nan
+    assert np.isnan(evaluate(parts)["loss"])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from PIL.Image import Image
 
@@ -50,7 +50,7 @@ class DataConfig:
             val folders of its own.
         split_seed: chooses which images these are.
         max_corrupt_fraction: images that cannot be decoded are left out and listed; more than
-            this share of them is an error.
+            this share of them, and more than one, is an error.
     """
 
     root: str | None = None
@@ -71,6 +71,11 @@ class DataConfig:
             raise ValueError(
                 f"max_corrupt_fraction must be in [0, 1], got {self.max_corrupt_fraction}"
             )
+
+
+def split_of(config: DataConfig) -> dict[str, Any]:
+    """The fields that say which images of one folder are held out for validation."""
+    return {"val_fraction": config.val_fraction, "split_seed": config.split_seed}
 
 
 def open_dataset(config: DataConfig, split: Split, *, mode: ImageMode = "RGB") -> ImageDataset:

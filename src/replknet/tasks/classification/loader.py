@@ -56,12 +56,14 @@ class Corrupt(NamedTuple):
 class CorruptImages:
     """The corrupt images met so far, each once, and the share of them that is tolerated.
 
-    ``found`` maps their sources to the reasons.
+    One is tolerated in a set of any size, unless the share is 0. ``found`` maps their sources to
+    the reasons.
     """
 
     def __init__(self, images: int, max_fraction: float) -> None:
         self.images = images
         self.max_fraction = max_fraction
+        self.tolerated = max(1.0, max_fraction * images) if max_fraction else 0.0
         self.found: dict[str, str] = {}
 
     def add(self, corrupt: Iterable[Corrupt]) -> None:
@@ -70,7 +72,7 @@ class CorruptImages:
             if source not in self.found:
                 self.found[source] = reason
                 _logger.warning("left out corrupt image %s: %s", source, reason)
-        if len(self.found) > self.max_fraction * self.images:
+        if len(self.found) > self.tolerated:
             listed = "".join(f"\n  {s}: {r}" for s, r in list(self.found.items())[:10])
             raise CorruptDataError(
                 f"{len(self.found)} of {self.images} images are corrupt, more than the "

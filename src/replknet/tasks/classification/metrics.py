@@ -55,7 +55,8 @@ class ClassificationEvaluator:
         )
         if classes <= CONFUSION_MATRIX_CLASSES:
             self._scores.add_metrics({"confusion_matrix": MulticlassConfusionMatrix(**options)})
-        self._loss, self._images, self._skipped = MeanMetric(), SumMetric(), SumMetric()
+        self._loss = MeanMetric(nan_strategy="disable")  # a NaN must be seen
+        self._images, self._skipped = SumMetric(), SumMetric()
         self._best: list[Example] = []
         self._worst: list[Example] = []
 

@@ -154,12 +154,33 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing must be in [0, 1), got {self.smoothing}")
-        if self.mixup < 0 or self.cutmix < 0:
+            raise ValueError(f"augmentation.smoothing must be in [0, 1), got {self.smoothing}")
+        for name in ("hflip", "re_prob", "mixup_prob", "switch_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"augmentation.{name} must be a probability in [0, 1], "
+                    f"got {getattr(self, name)}"
+                )
+        for name in ("mixup", "cutmix", "color_jitter", "padding"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"augmentation.{name} must not be negative (0 turns it off), "
+                    f"got {getattr(self, name)}"
+                )
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(
+                    f"augmentation.{name} must be two positive numbers, the smaller one first, "
+                    f"got {low} and {high}"
+                )
+        if self.re_count < 1:
             raise ValueError(
-                "mixup and cutmix must not be negative (0 turns them off), "
-                f"got {self.mixup} and {self.cutmix}"
+                f"augmentation.re_count must be at least 1, got {self.re_count}; "
+                "augmentation.re_prob 0 turns erasing off"
             )
+        if self.auto_augment:
+            _refuse_unknown_policy(self.auto_augment)
 
     @property
     def mixes(self) -> bool:
@@ -231,3 +252,15 @@ class Augmentation:
                 )
             )
         return transforms.Compose(steps)
+
+
+def _refuse_unknown_policy(policy: str) -> None:
+    """Raise ValueError unless timm can make the augmentations of ``policy``."""
+    try:
+        create_transform(8, is_training=True, auto_augment=policy)
+    except Exception as error:  # whatever its parser raises
+        raise ValueError(
+            "augmentation.auto_augment must be a policy of timm, such as "
+            "rand-m9-mstd0.5-inc1, augmix-m3-w3, 3a, original, originalr, v0 or v0r, or null for "
+            f"none, got {policy!r}"
+        ) from error

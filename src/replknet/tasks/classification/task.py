@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from replknet.models import create_model, list_models
 from replknet.models.checkpoint import read_checkpoint, read_replknet
 from replknet.models.factory import stored_kwargs
-from replknet.tasks.classification.datasets import DataConfig, ImageDataset, Split, open_dataset
+from replknet.tasks.classification.datasets import (
+    DataConfig,
+    ImageDataset,
+    Split,
+    open_dataset,
+    split_of,
+)
 from replknet.tasks.classification.loader import Batch, EvalLoader, TrainLoader
 from replknet.tasks.classification.metrics import ClassificationEvaluator
 from replknet.tasks.classification.preprocessing import Augmentation, Preprocessing
@@ -153,13 +159,25 @@ class ClassificationTask:
         """Accuracy and what else ``ClassificationEvaluator`` counts."""
         return ClassificationEvaluator(self.class_names, self.val_data.source)
 
+    def describe(self) -> str:
+        """Model, weights it starts from, images and input size, in a line."""
+        model, size = self.config.model, self.config.preprocessing.input_size
+        weights = f"from {model.checkpoint}" if model.checkpoint else "with random weights"
+        train, val = self.train_data, self.val_data
+        classes = max(len(train.class_names), len(val.class_names))
+        return (
+            f"{model.name} {weights}, {len(train)} training and {len(val)} validation images of "
+            f"{classes} classes, {size}x{size}"
+        )
+
     def metadata(self) -> dict[str, Any]:
-        """Task, model, classes and preprocessing, as a checkpoint stores them."""
+        """Task, model, classes, preprocessing and what was held out, as a checkpoint stores it."""
         return {
             "task": "classification",
             "model": {"name": self.config.model.name, "kwargs": self._model_kwargs},
             "preprocessing": self.config.preprocessing.to_dict(),
             "class_names": list(self.class_names),
+            "split": split_of(self.config.data),
         }
 
     @cached_property
