@@ -279,7 +279,7 @@ def test_layer_by_layer_where_calls_are_others(product_isa):
 def test_the_backward_pass_obeys_use(product_isa):
     module, x = trained(large()), maps(*SIZE)
     output = module(x)
-    with ops.use("torch"), patch("replknet.ops.trained_blocks._library") as native:
+    with ops.use("torch"), patch("replknet.ops.trained_blocks.library") as native:
         (gradient,) = torch.autograd.grad(output.square().sum(), x)
         assert not native.called
     (native,) = torch.autograd.grad(module(x).square().sum(), x)
@@ -295,7 +295,7 @@ def test_operations_are_counted_layer_by_layer(product_isa):
 
 def test_a_failing_allocation_is_an_error(product_isa):
     module, x = trained(ffn()), maps(*SIZE)
-    with patch("replknet.ops.trained_blocks._library") as native:
+    with patch("replknet.ops.trained_blocks.library") as native:
         native().rk_branch_map_floats.return_value = 1
         native().rk_branches_forward.return_value = 2
         with pytest.raises(MemoryError, match="workspace"):

@@ -1,22 +1,19 @@
 """The native direct algorithm for every instruction set: sizes, tiles, layouts, types, threads."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from depthwise_oracle import oracle, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_problems import each_isa, native_problem
 
+from replknet.analysis.timing import use_threads
 from replknet.ops import native
 from replknet.ops.algorithm import ALGORITHMS
 from replknet.ops.prepared import pack_filters
-from replknet.ops.problem import Problem
 
 DIRECT = ALGORITHMS["direct"]
 FORWARD_TOLERANCE, WEIGHT_TOLERANCE = 5e-7, 2e-6
-
-each_isa = pytest.mark.parametrize("isa", native.isas())
 
 
 @pytest.fixture(autouse=True)
@@ -24,30 +21,10 @@ def _seed():
     torch.manual_seed(0)
 
 
-@contextmanager
-def threads(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def problem_of(pass_, input, weight, padding, stride=(1, 1), dilation=(1, 1)):
-    batch, channels, height, width = input.shape
-    layout = "NHWC" if input.is_contiguous(memory_format=torch.channels_last) else "NCHW"
-    kernel_size = tuple(weight.shape[2:])
-    return Problem(
-        pass_, batch, channels, height, width,
-        kernel_size, stride, padding, dilation, input.dtype, layout, "cpu",
-    )  # fmt: skip
-
-
 def passes(input, weight, grad_output, *geometry):
     """Output, gradient of the input, gradient of the weight."""
     forward, grad_input, grad_weight = (
-        problem_of(pass_, input, weight, *geometry)
+        native_problem(pass_, input, weight, *geometry)
         for pass_ in ("forward", "grad_input", "grad_weight")
     )
     return (
@@ -73,7 +50,7 @@ def lay_out(tensor, layout):
 def check(shape, kernel_size, padding, stride=(1, 1), dilation=(1, 1), layout="NCHW", scale=1):
     input = torch.randn(shape)
     weight = torch.randn(shape[1], 1, *kernel_size)
-    problem = problem_of("forward", input, weight, padding, stride, dilation)
+    problem = native_problem("forward", input, weight, padding, stride, dilation)
     assert DIRECT.supports(problem).ok
     grad_output = torch.randn(shape[0], shape[1], *problem.output_size)
     expected = oracle(input, weight, grad_output, stride, padding, dilation)
@@ -206,7 +183,7 @@ def test_small_filters_packed_or_not_give_the_same(isa, taps, channels):
     bias, input = torch.randn(channels), lay_out(input, "NHWC")
     with native.force_isa(isa):
         for stride in (1, 2):
-            problem = problem_of("forward", input, weight, (1, 1, 1, 1), (stride, stride))
+            problem = native_problem("forward", input, weight, (1, 1, 1, 1), (stride, stride))
             prepared = DIRECT.prepare(problem, pack_filters(weight))
             result = DIRECT.forward_prepared(problem, input, prepared, bias, True)
             assert torch.equal(result, DIRECT.forward(problem, input, weight, bias, True))
@@ -231,7 +208,7 @@ def test_small_filters_on_narrow_maps_give_the_same_in_every_layout(isa, taps, s
 @each_isa
 def test_rows_may_have_gaps(isa):
     input, weight = torch.randn(2, 3, 9, 40), torch.randn(3, 1, 5, 5)
-    problem = problem_of("forward", input, weight, (2, 2, 2, 2))
+    problem = native_problem("forward", input, weight, (2, 2, 2, 2))
     spread = torch.full((2, 3, 18, 50), torch.nan)[:, :, ::2, 5:45]
     spread.copy_(input)
     with native.force_isa(isa):
@@ -274,7 +251,7 @@ def test_filters_that_reach_everywhere_of_many_channels(isa, size, layout, batch
     expected = oracle(input, weight, grad_output, (1, 1), padding, (1, 1))
     with native.force_isa(isa):
         for count in (1, 2, 3):
-            with threads(count):
+            with use_threads(count):
                 results = passes(input, weight, grad_output, padding)
             for result, value in zip(results[:2], expected[:2], strict=True):
                 assert relative_error(result, value) <= FORWARD_TOLERANCE
@@ -286,7 +263,7 @@ def test_filters_that_reach_everywhere_of_many_channels(isa, size, layout, batch
 def test_bias_and_relu_after_filters_that_reach_everywhere(isa, dtype, size):
     input, weight = torch.randn(2, 19, size, size), torch.randn(19, 1, 2 * size - 1, 2 * size - 1)
     bias = torch.randn(19)
-    problem = problem_of("forward", input.to(dtype), weight, (size - 1,) * 4)
+    problem = native_problem("forward", input.to(dtype), weight, (size - 1,) * 4)
     with native.force_isa(isa):
         result = DIRECT.forward(problem, input.to(dtype), weight.to(dtype), bias.to(dtype), True)
     sums = torch.nn.functional.conv2d(
@@ -332,7 +309,7 @@ def test_half_precision_rounds_only_its_results(isa, dtype, half_ulp, layout, si
 def test_bias_and_relu(isa, layout, channels, width):
     input = lay_out(torch.randn(2, channels, 8, width), layout)
     weight, bias = torch.randn(channels, 1, 3, 3), torch.randn(channels)
-    problem = problem_of("forward", input, weight, (1, 1, 1, 1))
+    problem = native_problem("forward", input, weight, (1, 1, 1, 1))
     input[0, 0, 0, 0] = torch.nan
     with native.force_isa(isa):
         plain = DIRECT.forward(problem, input, weight, None, False)
@@ -355,7 +332,7 @@ def test_nan_and_inf_stay_in_their_receptive_field(isa, layout, value, taps):
     reached[0, 3, : pad + 1, 17 - pad :] = True
     if pad > 17:
         reached[0, 3, : pad + 1] = True
-    problem = problem_of("forward", lay_out(input, layout), weight, (pad,) * 4)
+    problem = native_problem("forward", lay_out(input, layout), weight, (pad,) * 4)
     with native.force_isa(isa):
         clean, result = (
             DIRECT.forward(problem, lay_out(x, layout), weight, None, False)
@@ -374,7 +351,7 @@ def test_nan_reaches_only_the_taps_that_meet_it(isa, layout, taps):
     # Lower taps never meet the first row, nor left ones the last column.
     input[1, 3, 0, 17] = torch.nan
     weight = torch.empty(17, 1, taps, taps)
-    problem = problem_of("grad_weight", lay_out(input, layout), weight, (pad,) * 4)
+    problem = native_problem("grad_weight", lay_out(input, layout), weight, (pad,) * 4)
     with native.force_isa(isa):
         gradient = DIRECT.grad_weight(problem, lay_out(grad_output, layout), lay_out(input, layout))
     reached = torch.zeros(weight.shape, dtype=torch.bool)
@@ -392,7 +369,7 @@ def test_bits_do_not_depend_on_the_run_or_the_number_of_threads(channels, taps, 
     input, grad_output = lay_out(input, layout), lay_out(grad_output, layout)
     results = []
     for count in (1, 1, 2, 5):
-        with threads(count):
+        with use_threads(count):
             results.append(passes(input, weight, grad_output, (pad,) * 4))
     for other in results[1:]:
         for first, second in zip(results[0], other, strict=True):
@@ -405,7 +382,7 @@ def test_bits_do_not_depend_on_the_run_or_the_number_of_threads(channels, taps, 
 def test_prepared_filters_give_the_same_bits(isa, size, taps, channels):
     input, bias = torch.randn(2, channels, size, size), torch.randn(channels)
     weight = torch.randn(channels, 1, taps, taps)
-    problem = problem_of("forward", input, weight, (taps // 2,) * 4)
+    problem = native_problem("forward", input, weight, (taps // 2,) * 4)
     with native.force_isa(isa):
         prepared = DIRECT.prepare(problem, pack_filters(weight))
         result = DIRECT.forward_prepared(problem, input, prepared, bias, False)
@@ -415,14 +392,14 @@ def test_prepared_filters_give_the_same_bits(isa, size, taps, channels):
 def test_expanded_input_is_read_in_place():
     input = torch.randn(1, 1, 9, 9).expand(2, 7, 9, 9)
     weight = torch.randn(7, 1, 3, 3)
-    problem = problem_of("forward", input, weight, (1, 1, 1, 1))
+    problem = native_problem("forward", input, weight, (1, 1, 1, 1))
     result = DIRECT.forward(problem, input, weight, None, False)
     assert torch.equal(result, DIRECT.forward(problem, input.contiguous(), weight, None, False))
 
 
 def test_unsupported_problems_say_why():
     input, weight = torch.randn(1, 4, 9, 9), torch.randn(4, 1, 3, 3)
-    both = problem_of("forward", input, weight, (1, 1, 1, 1), (2, 2), (2, 2))
+    both = native_problem("forward", input, weight, (1, 1, 1, 1), (2, 2), (2, 2))
     assert "stride (2, 2), dilation (2, 2)" in DIRECT.supports(both).reason
-    double = problem_of("forward", input.double(), weight.double(), (1, 1, 1, 1))
+    double = native_problem("forward", input.double(), weight.double(), (1, 1, 1, 1))
     assert "float64" in DIRECT.supports(double).reason

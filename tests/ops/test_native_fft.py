@@ -1,17 +1,16 @@
 """The native FFT algorithm for every instruction set: sizes, tiles, layouts, types, threads."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from depthwise_oracle import oracle, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_problems import each_isa, native_problem
 
+from replknet.analysis.timing import use_threads
 from replknet.ops import native
 from replknet.ops.algorithm import ALGORITHMS
 from replknet.ops.prepared import pack_filters
-from replknet.ops.problem import Problem
 
 FFT = ALGORITHMS["fft"]
 FORWARD_TOLERANCE, WEIGHT_TOLERANCE = 5e-7, 2e-6
@@ -21,41 +20,19 @@ SIZES = """
     120 128 144 160 192 256
 """
 
-each_isa = pytest.mark.parametrize("isa", native.isas())
-
-
-@contextmanager
-def threads(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def problem_of(pass_, input, weight, padding, dilation=(1, 1), stride=(1, 1)):
-    batch, channels, height, width = input.shape
-    layout = "NHWC" if input.is_contiguous(memory_format=torch.channels_last) else "NCHW"
-    kernel_size = tuple(weight.shape[2:])
-    return Problem(
-        pass_, batch, channels, height, width,
-        kernel_size, stride, padding, dilation, input.dtype, layout, "cpu",
-    )  # fmt: skip
-
 
 def passes(input, weight, padding, dilation=(1, 1), bias=None, relu=False):
     """Output, a random gradient of it, and the gradients of input and weight."""
-    problem = problem_of("forward", input, weight, padding, dilation)
+    problem = native_problem("forward", input, weight, padding, dilation=dilation)
     assert FFT.supports(problem).ok
     output = FFT.forward(problem, input, weight, bias, relu)
     grad_output = torch.randn(output.shape).to(input.dtype)
     grad_output = grad_output.contiguous(memory_format=_format(input))
     grad_input = FFT.grad_input(
-        problem_of("grad_input", input, weight, padding, dilation), grad_output, weight
+        native_problem("grad_input", input, weight, padding, dilation=dilation), grad_output, weight
     )
     grad_weight = FFT.grad_weight(
-        problem_of("grad_weight", input, weight, padding, dilation), grad_output, input
+        native_problem("grad_weight", input, weight, padding, dilation=dilation), grad_output, input
     )
     return output, grad_output, grad_input, grad_weight
 
@@ -66,7 +43,7 @@ def _format(input):
 
 
 def check(input, weight, padding, dilation=(1, 1)):
-    output, grad_output, grad_input, grad_weight = passes(input, weight, padding, dilation)
+    output, grad_output, grad_input, grad_weight = passes(input, weight, padding, dilation=dilation)
     expected = oracle(input, weight, grad_output, (1, 1), padding, dilation)
     assert relative_error(output, expected[0], weight) <= FORWARD_TOLERANCE
     assert relative_error(grad_input, expected[1], weight) <= FORWARD_TOLERANCE
@@ -131,7 +108,7 @@ def test_kernels_larger_than_the_map(isa, size, kernel_size):
 )
 def test_groups_of_one_cache_line(isa, size, kernel_size, channels, batch, count):
     """On maps of which the planes of a few groups outgrow the cache."""
-    with native.force_isa(isa), threads(count):
+    with native.force_isa(isa), use_threads(count):
         check(*case(channels, size, kernel_size, batch))
 
 
@@ -149,14 +126,14 @@ def test_maps_of_several_tiles(isa, size, kernel_size, format):
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize(("channels", "batch"), [(1, 1), (3, 5), (40, 1), (100, 3)])
 def test_any_number_of_threads_shares_the_work(count, channels, batch):
-    with threads(count):
+    with use_threads(count):
         check(*case(channels, (9, 12), (7, 7), batch))
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_two_runs_give_the_same_bits(count):
     input, weight, padding = case(40, (30, 33), (13, 13), batch=4)
-    with threads(count):
+    with use_threads(count):
         torch.manual_seed(0)
         first = passes(input, weight, padding)
         torch.manual_seed(0)
@@ -169,7 +146,7 @@ def test_two_runs_give_the_same_bits(count):
 def test_prepared_filters(isa, batch):
     input, weight, padding = case(21, (24, 17), (11, 9), batch)
     bias = torch.randn(21)
-    problem = problem_of("forward", input, weight, padding)
+    problem = native_problem("forward", input, weight, padding)
     with native.force_isa(isa):
         prepared = FFT.prepare(problem, pack_filters(weight))
         output = FFT.forward_prepared(problem, input, prepared, bias, True)
@@ -228,7 +205,7 @@ def test_inputs_of_any_strides(isa):
 
 def test_says_what_it_does_not_compute():
     input, weight, padding = case(4, (20, 20), (5, 5))
-    strided = problem_of("forward", input, weight, padding, stride=(2, 2))
+    strided = native_problem("forward", input, weight, padding, stride=(2, 2))
     assert not FFT.supports(strided).ok
     input, weight, padding = case(1, (600, 600), (211, 211))
-    assert not FFT.supports(problem_of("forward", input, weight, padding)).ok
+    assert not FFT.supports(native_problem("forward", input, weight, padding)).ok

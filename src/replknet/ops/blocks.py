@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from replknet.ops import _binary
-from replknet.ops.native import NativeAlgorithm, PreparedFilters, check
+from replknet.ops.native import NativeAlgorithm, PreparedFilters, check, library
 from replknet.ops.pointwise import Layer
 from replknet.ops.prepared import Forward
 from replknet.ops.times import collected
@@ -87,7 +87,7 @@ class Blocks:
         output = torch.empty_like(x)
         times = _times.get()
         seconds = None if times is None else ctypes.c_double()
-        status = cast(ctypes.CDLL, _binary.library).rk_blocks(
+        status = library().rk_blocks(
             self._structs,
             len(self._structs),
             x.shape[0],

@@ -57,7 +57,7 @@ class NativeAlgorithm:
         if problem.dtype not in _DTYPES:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
             return Support(False, f"the native core computes {known}, not {problem.dtype}")
-        if _library().rk_supports(_struct(problem, self._code, 1)):
+        if library().rk_supports(_struct(problem, self._code, 1)):
             return Support(
                 False,
                 f"the native {self.name} algorithm has no kernel for stride {problem.stride}, "
@@ -117,7 +117,7 @@ class NativeAlgorithm:
 
     def spectrum_bytes(self, problem: Problem) -> int:
         """Size of the spectra that ``prepare`` makes; 0 if it makes none."""
-        return _library().rk_spectrum_bytes(self.prepared_struct(problem, relu=False))
+        return library().rk_spectrum_bytes(self.prepared_struct(problem, relu=False))
 
     def prepare(self, problem: Problem, packed: Tensor) -> PreparedFilters:
         """Packed filters for ``forward_prepared``, valid as long as they do not change."""
@@ -127,7 +127,7 @@ class NativeAlgorithm:
         if not size:
             return PreparedFilters(packed, None, isa())
         spectra = torch.empty(size // 4, dtype=torch.float32, device=_CPU)  # aligned to 64 bytes
-        check(_library().rk_prepare(struct, packed.data_ptr(), spectra.data_ptr()))
+        check(library().rk_prepare(struct, packed.data_ptr(), spectra.data_ptr()))
         return PreparedFilters(packed, spectra, isa())
 
     def forward_prepared(
@@ -189,7 +189,7 @@ def _compute(
     bias: Tensor | None,
     output: Tensor,
 ) -> None:
-    status = _library().rk_run(
+    status = library().rk_run(
         struct,
         input.data_ptr(),
         weight.data_ptr(),
@@ -260,12 +260,12 @@ def why_missing() -> str:
 
 def isas() -> tuple[str, ...]:
     """Instruction sets that are compiled in and that this machine executes, best first."""
-    return tuple(_library().rk_available_isas().decode().split(","))
+    return tuple(library().rk_available_isas().decode().split(","))
 
 
 def isa() -> str:
     """The instruction set in use: the best, else what ``REPLKNET_ISA`` or ``force_isa`` says."""
-    return _library().rk_isa().decode()
+    return library().rk_isa().decode()
 
 
 @contextmanager
@@ -276,20 +276,21 @@ def force_isa(name: str) -> Iterator[None]:
         ValueError: it is not among ``isas()``.
     """
     before = isa()
-    if _library().rk_force_isa(name.encode()):
+    if library().rk_force_isa(name.encode()):
         raise ValueError(f"instruction set must be one of {', '.join(isas())}; got {name!r}")
     try:
         yield
     finally:
-        _library().rk_force_isa(before.encode())
+        library().rk_force_isa(before.encode())
 
 
 def fma_peak(threads: int) -> float:
     """Float32 operations a second that ``threads`` threads reach in registers, measured now."""
-    return _library().rk_fma_peak(threads)
+    return library().rk_fma_peak(threads)
 
 
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """The native core; raises ``NotImplementedError`` where there is none."""
     if _binary.library is None:
         raise NotImplementedError(f"this needs the native core: {_binary.reason_missing}")
     return _binary.library

@@ -22,10 +22,9 @@ other ways, also fixed:
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +32,7 @@ from torch import Tensor
 
 from replknet.ops import _binary
 from replknet.ops.eager import traced, transforms_active
-from replknet.ops.native import check
+from replknet.ops.native import check, library
 
 Activation = Literal["identity", "relu", "gelu"]
 ACTIVATIONS: dict[Activation, int] = {
@@ -102,7 +101,7 @@ def pack(matrix: Tensor, bias: Tensor | None, activation: Activation = "identity
     )
     if why_not_native(layer.weight):
         return layer
-    size = _library().rk_pair_sum_bytes(layer.struct())
+    size = library().rk_pair_sum_bytes(layer.struct())
     return _with_pair_sums(divide(layer), size) if size else layer
 
 
@@ -118,7 +117,7 @@ def divide(layer: Layer) -> Layer:
 
 def _with_pair_sums(layer: Layer, size: int) -> Layer:
     sums = torch.empty(size // 4, dtype=torch.float32, device="cpu")
-    check(_library().rk_sum_pairs(layer.struct(), sums.data_ptr()))
+    check(library().rk_sum_pairs(layer.struct(), sums.data_ptr()))
     return replace(layer, pair_sums=sums)
 
 
@@ -168,7 +167,7 @@ def pointwise(
     if why_not_native(x, layer.weight, residual):
         return _plain(x, layer, residual)
     return _run(
-        _library().rk_pointwise, (layer.struct(),), x, layer.out_channels, residual, overwrite
+        library().rk_pointwise, (layer.struct(),), x, layer.out_channels, residual, overwrite
     )
 
 
@@ -188,17 +187,13 @@ def pointwise_pair(
     if why_not_native(x, first.weight, second.weight, residual):
         return _plain(_plain(x, first, None), second, residual)
     return _run(
-        _library().rk_pointwise_pair,
+        library().rk_pointwise_pair,
         (first.struct(), second.struct()),
         x,
         second.out_channels,
         residual,
         overwrite,
     )
-
-
-def _library() -> ctypes.CDLL:
-    return cast(ctypes.CDLL, _binary.library)
 
 
 def _check_sizes(x: Tensor, inputs: int, outputs: int, residual: Tensor | None) -> None:

@@ -25,7 +25,7 @@ from replknet.ops.branch import Branch, gradients_by_pytorch
 from replknet.ops.choose import choose, requested
 from replknet.ops.eager import nothing_listens
 from replknet.ops.matmul import native_pays, suits_native
-from replknet.ops.native import NativeAlgorithm, check
+from replknet.ops.native import NativeAlgorithm, check, library
 from replknet.ops.pointwise import ACTIVATIONS
 from replknet.ops.problem import Pass
 from replknet.ops.times import collected
@@ -149,14 +149,14 @@ class _Branches(torch.autograd.Function):
             trimmed = _trimmed(branch, kernels)
             statistics = x.new_empty(2 * sum(len(weight) for weight, _ in branch.norms))
             _fill(struct, x, trimmed, kernels, statistics)
-            maps = x.new_empty(_library().rk_branch_map_floats(struct))
+            maps = x.new_empty(library().rk_branch_map_floats(struct))
             output = torch.empty_like(x)
             struct.maps, struct.output = maps.data_ptr(), output.data_ptr()
             used.append(trimmed)
             kept.append((x, maps, statistics))
             x = output
         with _timed(structs, branches):
-            check(_library().rk_branches_forward(structs, len(branches)))
+            check(library().rk_branches_forward(structs, len(branches)))
         ctx.save_for_backward(*(tensor for tensors in kept for tensor in tensors), *parameters)
         ctx.branches = branches
         return x
@@ -185,7 +185,7 @@ class _Branches(torch.autograd.Function):
         grad, to_x = grad.contiguous(memory_format=torch.channels_last), torch.empty_like(x)
         with _timed(structs, branches):
             addresses = grad.data_ptr(), to_x.data_ptr()
-            check(_library().rk_branches_backward(structs, len(structs), *addresses))
+            check(library().rk_branches_backward(structs, len(structs), *addresses))
         whole = (_spread(g, *pair) for g, pair in zip(gradients, native, strict=True))
         return to_x, None, *(tensor for gradient in whole for tensor in gradient.parameters)
 
@@ -206,10 +206,6 @@ def _timed(
     for branch, (norms, products, *kernels) in zip(branches, taken, strict=True):
         sizes = (weight.shape[2:] for weight in branch.kernels)
         times.append(NativeSeconds(norms, products, list(zip(sizes, kernels, strict=False))))
-
-
-def _library() -> ctypes.CDLL:
-    return cast(ctypes.CDLL, _binary.library)
 
 
 def _trimmed(branch: Branch, kernels: Sequence[_Kernel]) -> Branch:
