@@ -240,7 +240,8 @@ class Renumbered:
     """A data set whose classes are a part of a model's, numbered as the model numbers them."""
 
     def __init__(self, dataset: ImageDataset, class_names: tuple[str, ...]) -> None:
-        unknown = [name for name in dataset.class_names if name not in class_names]
+        numbers = {name: number for number, name in enumerate(class_names)}
+        unknown = [name for name in dataset.class_names if name not in numbers]
         if unknown:
             raise ValueError(
                 f"the model does not know {len(unknown)} of the data's "
@@ -249,7 +250,7 @@ class Renumbered:
             )
         self.class_names = class_names
         self._dataset = dataset
-        self._numbers = [class_names.index(name) for name in dataset.class_names]
+        self._numbers = [numbers[name] for name in dataset.class_names]
 
     def __len__(self) -> int:
         return len(self._dataset)
