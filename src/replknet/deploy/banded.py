@@ -100,7 +100,7 @@ class BandedSequential(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() != 4:
-            return super().forward(input)  # which refuses it
+            return super().forward(input)
         sizes = [tuple(input.shape[1:])]
         for read in self._windows:
             sizes.append(read.output_size(*sizes[-1]))

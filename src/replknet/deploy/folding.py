@@ -36,7 +36,7 @@ def is_norm(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
         type(module) in NORMS
         and getattr(module, "running_mean", None) is not None
         and getattr(module, "running_var", None) is not None
-        and _is_open(module)
+        and is_open(module)
     )
 
 
@@ -51,18 +51,23 @@ def is_convolution(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
         isinstance(module, nn.Conv2d)
         and type(module).forward is nn.Conv2d.forward
         and type(module)._conv_forward in _CONVOLUTIONS
-        and _is_open(module)
+        and is_open(module)
     )
 
 
 def is_linear(module: nn.Module | None) -> TypeGuard[nn.Linear]:
     """Whether ``module`` computes exactly what ``nn.Linear`` does."""
-    return type(module) is nn.Linear and _is_open(module)
+    return type(module) is nn.Linear and is_open(module)
 
 
-def _is_open(module: nn.Module | None) -> bool:
-    """Whether nobody watches the module or computes its weights."""
-    return module is not None and not is_parametrized(module) and not has_hooks(module)
+def is_open(module: nn.Module | None) -> bool:
+    """Whether nobody watches the module, computes its weights or gave it another forward."""
+    return module is not None and not is_parametrized(module) and not is_watched(module)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a call of ``module`` does more than the forward of its class."""
+    return has_hooks(module) or "forward" in vars(module)
 
 
 def norm_tail(norm: nn.Module) -> nn.Module:
@@ -118,6 +123,18 @@ def set_weights(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor) -> N
     new = torch.empty_like(old).copy_(weight)
     layer.weight = nn.Parameter(new, requires_grad=old.requires_grad)
     layer.bias = nn.Parameter(bias.to(old), requires_grad=old.requires_grad)
+
+
+def neutralize(norm: nn.BatchNorm2d) -> None:
+    """Make ``norm`` hand on what it is given, but for its activation, if it has one."""
+    values = {"running_mean": 0.0, "running_var": 1 - norm.eps, "weight": 1.0, "bias": 0.0}
+    for name, value in values.items():
+        old = getattr(norm, name)
+        if old is not None:
+            # A new tensor: another norm may share the old one.
+            new = torch.full_like(old, value)
+            parameter = isinstance(old, nn.Parameter)
+            setattr(norm, name, nn.Parameter(new, old.requires_grad) if parameter else new)
 
 
 def double(tensor: Tensor) -> Tensor:

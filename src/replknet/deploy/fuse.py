@@ -19,6 +19,7 @@ from replknet.deploy.folding import (
     is_linear,
     is_norm,
     is_plain_norm,
+    neutralize,
     norm_tail,
 )
 from replknet.deploy.trace import Region, only_input, trace_regions
@@ -219,6 +220,7 @@ def _is_unpadded(convolution: nn.Conv2d) -> bool:
 
 def _remove(region: Region, norm: nn.BatchNorm2d, nodes: list[fx.Node]) -> None:
     """Replace a folded norm by what remains of it, in the model and in the graph."""
+    neutralize(norm)  # a list may hold it, too
     tail = norm_tail(norm).eval()
     region.module.set_submodule(str(nodes[0].target), tail)
     if isinstance(tail, nn.Identity):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from replknet.deploy.arena import consolidate
 from replknet.deploy.equivalence import compare
-from replknet.deploy.folding import NORMS
+from replknet.deploy.folding import NORMS, is_watched
 from replknet.deploy.fuse import fuse
 from replknet.deploy.packed import (
     FrozenDepthwiseConv2d,
@@ -19,6 +20,7 @@ from replknet.deploy.packed import (
     PackedMLP,
     PackedProduct,
 )
+from replknet.deploy.reach import reached
 from replknet.deploy.reparameterize import reparameterize
 from replknet.deploy.replacement import (
     obstacle,
@@ -27,7 +29,7 @@ from replknet.deploy.replacement import (
     replacement,
 )
 from replknet.models.replknet import RepLKNet
-from replknet.nn.norm import has_hooks, is_sequential
+from replknet.nn.norm import is_sequential
 from replknet.ops.pointwise import why_not_native
 
 TOLERANCE = 1e-3
@@ -57,13 +59,16 @@ def optimize(model: nn.Module, example_input: Tensor | None = None) -> nn.Module
     Raises:
         RuntimeError: The results on ``example_input`` differ by more than 1e-3 of their spread.
     """
-    fast = fuse(reparameterize(model)).to(memory_format=torch.channels_last)
+    fast = fuse(reparameterize(model))
+    for tensor in chain(fast.parameters(), fast.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
     weight = next(fast.parameters(), None)
     reason = "" if weight is None else why_not_native(weight.detach())
     if reason:
         warnings.warn(f"optimize keeps PyTorch's own layers: {reason}", stacklevel=2)
     else:
-        fast = _replace(fast, {})
+        fast = _replace(fast, reached(fast), {})
         consolidate(
             layer
             for layer in fast.modules()
@@ -75,18 +80,24 @@ def optimize(model: nn.Module, example_input: Tensor | None = None) -> nn.Module
     return fast
 
 
-def _replace(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
-    """``module`` with all that can be replaced replaced; shared modules stay shared."""
+def _replace(
+    module: nn.Module, in_parts: set[nn.Module], done: dict[nn.Module, nn.Module]
+) -> nn.Module:
+    """``module`` with all that can be replaced replaced; shared modules stay shared.
+
+    Those of ``in_parts`` keep their parts as they are.
+    """
     if module in done:
         return done[module]
-    new = None if any(has_hooks(part) for part in module.modules()) else replacement(module)
+    stays = module in in_parts or any(map(is_watched, module.modules()))
+    new = None if stays else replacement(module)
     done[module] = module if new is None else new.eval()
     if new is None:
-        if is_sequential(module):
-            replace_in_sequence(module)
+        if is_sequential(module) and not (module in in_parts or is_watched(module)):
+            replace_in_sequence(module, in_parts)
         for name, child in module._modules.items():
             if child is not None:
-                module._modules[name] = _replace(child, done)
+                module._modules[name] = _replace(child, in_parts, done)
         if isinstance(module, RepLKNet):
             replace_between_stages(module)
     return done[module]
@@ -117,12 +128,14 @@ class OptimizationReport:
 
 def optimization_report(model: nn.Module) -> OptimizationReport:
     """Say which layers of the result of ``optimize`` are inference layers, and why not the rest."""
-    replaced, left_alone = [], {}
+    replaced, left_alone, in_parts = [], {}, reached(model)
     for name, module in model.named_modules():
         if isinstance(module, (PackedConv2d, PackedMLP, FrozenDepthwiseConv2d)):
             replaced.append(name)
         elif isinstance(module, nn.Conv2d):
-            left_alone[name] = f"convolution {obstacle(module) or 'of another device or dtype'}"
+            used = "is used by its owner in another way than by a call"
+            why = obstacle(module) or (used if module in in_parts else "of another device or dtype")
+            left_alone[name] = f"convolution {why}"
         elif isinstance(module, (_BatchNorm, *NORMS)):
             left_alone[name] = "batch norm that no neighbour absorbs"
         elif isinstance(module, (nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention)):

@@ -73,20 +73,22 @@ class PackedProduct(nn.Module):
 
 
 class PackedConv2d(PackedProduct):
-    """``activation(conv1x1(x)) + residual`` on (N, in_channels, H, W)."""
+    """``activation(conv1x1(x)) + residual`` on (N, in_channels, H, W) or (in_channels, H, W)."""
 
     def __init__(self, conv: nn.Conv2d, activation: Activation = "identity") -> None:
         super().__init__(conv.weight.flatten(1), conv.bias, activation)
 
     def forward(self, x: Tensor, residual: Tensor | None = None, overwrite: bool = False) -> Tensor:
         """``overwrite`` gives up the residual: its memory may become the result's."""
+        if x.dim() == 3:
+            return self.forward(x[None], _batch(residual), overwrite)[0]
         return pointwise(x, self.layer, residual, overwrite=overwrite)
 
 
 class PackedMLP(nn.Module):
     """``second(activation(first(x))) + residual``, two 1x1 convolutions or linear layers.
 
-    Input (N, C, H, W) when the layers are convolutions, (..., C) when they are linear.
+    Input (N, C, H, W) or (C, H, W) when the layers are convolutions, (..., C) when they are linear.
     """
 
     def __init__(
@@ -100,11 +102,18 @@ class PackedMLP(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None, overwrite: bool = False) -> Tensor:
         """``overwrite`` gives up the residual: its memory may become the result's."""
         first, second = self.first.layer, self.second.layer
+        if self.on_maps and x.dim() == 3:
+            return self.forward(x[None], _batch(residual), overwrite)[0]
         if self.on_maps:
             return pointwise_pair(x, first, second, residual, overwrite=overwrite)
         rows = None if residual is None else _rows(residual)
         out = pointwise_pair(_rows(x), first, second, rows, overwrite=overwrite)
         return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+def _batch(image: Tensor | None) -> Tensor | None:
+    """A batch of one image."""
+    return None if image is None else image[None]
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -115,8 +124,9 @@ def _rows(x: Tensor) -> Tensor:
 class FrozenDepthwiseConv2d(nn.Module):
     """Depthwise convolution with bias and optional ReLU whose filters never change.
 
-    The filters are packed, as ``pack_filters`` does. What is computed from them is kept for the
-    last ``KEPT_SIZES`` sizes of map, and made anew when they do change.
+    Input (N, C, H, W) or (C, H, W). The filters are packed, as ``pack_filters`` does. What is
+    computed from them is kept for the last ``KEPT_SIZES`` sizes of map, and made anew when they do
+    change.
     """
 
     KEPT_SIZES = 2
@@ -132,9 +142,12 @@ class FrozenDepthwiseConv2d(nn.Module):
         stride, dilation = pair("stride", conv.stride, 1), pair("dilation", conv.dilation, 1)
         self.stride, self.dilation, self.relu = stride, dilation, relu
         self.padding = four_sides(conv.padding, conv.kernel_size, stride, dilation)
-        self._prepared: dict[Hashable, Forward] = {}
+        # With the filters, whose address is another's once they are gone.
+        self._prepared: dict[Hashable, tuple[Forward, Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 3:
+            return self.forward(x[None])[0]
         buffers: dict[str, Any] = self._buffers  # faster than attributes
         filters, bias = buffers["filters"], buffers["bias"]
         if not self._is_native(x, filters):
@@ -163,8 +176,8 @@ class FrozenDepthwiseConv2d(nn.Module):
 
     def _prepare(self, x: Tensor, filters: Tensor) -> Forward:
         key = (x.shape[1:], filters.data_ptr(), filters._version, isa(), requested("auto"))
-        prepared = self._prepared.get(key)
-        if prepared is None:
+        found = self._prepared.get(key)
+        if found is None:
             problem = make_problem(
                 "forward",
                 (1, *x.shape[1:]),
@@ -176,11 +189,11 @@ class FrozenDepthwiseConv2d(nn.Module):
                 "NHWC",
                 x.device.type,
             )
-            prepared = prepare_forward(problem, filters, self.relu)
+            found = prepare_forward(problem, filters, self.relu), filters
             # A new dictionary: other threads may be reading the old one.
             kept = list(self._prepared.items())[1 - self.KEPT_SIZES :]
-            self._prepared = dict([*kept, (key, prepared)])
-        return prepared
+            self._prepared = dict([*kept, (key, found)])
+        return found[0]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_prepared": {}}

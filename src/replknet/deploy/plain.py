@@ -28,7 +28,5 @@ def on_pytorch(model: nn.Module) -> nn.Module:
     """Copy of ``model`` that runs on PyTorch's own layers alone; the inverse of ``accelerate``."""
     network = deepcopy(model)
     for layer in network.modules():
-        for ours, base in _BASES.items():
-            if isinstance(layer, ours):
-                layer.__class__ = base
+        layer.__class__ = _BASES.get(type(layer), type(layer))
     return network

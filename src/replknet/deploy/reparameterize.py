@@ -14,10 +14,11 @@ import torch
 from torch import fx, nn
 
 from replknet.deploy.branches import Branch, merge_branches, mergeable
-from replknet.deploy.folding import is_convolution, is_plain_norm
+from replknet.deploy.folding import is_convolution, is_plain_norm, is_watched
+from replknet.deploy.reach import reached
 from replknet.deploy.trace import Region, only_input, takes_one_input, trace
 from replknet.nn import ReparamLargeKernelConv
-from replknet.nn.norm import has_hooks, is_sequential
+from replknet.nn.norm import is_sequential
 
 _ADDITIONS = (operator.add, torch.add, "add")
 _MERGED_NAME = "reparam_conv"
@@ -30,16 +31,18 @@ def reparameterize(model: nn.Module) -> nn.Module:
     norm, becomes one convolution whose kernel covers all of theirs (paper, section 3,
     guideline 3). Kernel sizes and dilations may differ; stride, groups and output size must
     agree. An identity shortcut in such a sum is merged too; whatever does not follow the pattern
-    stays. RepLKNet's large kernels keep their class and take the names of the merged checkpoints;
-    another module that sums branches becomes a ``torch.fx.GraphModule`` of the rest of its
-    forward, with a child ``reparam_conv``. Idempotent, and commutes with ``fuse``.
+    stays, and so does a module that its owner uses in parts. RepLKNet's large kernels keep their
+    class and take the names of the merged checkpoints; another module that sums branches becomes a
+    ``torch.fx.GraphModule`` of the rest of its forward, with a child ``reparam_conv``. Idempotent,
+    and commutes with ``fuse``.
     """
     merged = copy.deepcopy(model).eval()
+    in_parts = reached(merged)
     done: dict[nn.Module, nn.Module] = {}
     # Children first, and under every name of a shared module.
     for name, module in reversed(list(merged.named_modules(remove_duplicate=False))):
         if module not in done:
-            done[module] = _merge(module)
+            done[module] = module if module in in_parts else _merge(module)
         if done[module] is not module and name:
             merged.set_submodule(name, done[module])
     return done[merged]
@@ -48,7 +51,7 @@ def reparameterize(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def _merge(module: nn.Module) -> nn.Module:
     """``module`` itself, or a new module with the branches that its own forward sums merged."""
-    if has_hooks(module):
+    if is_watched(module):
         return module
     if isinstance(module, ReparamLargeKernelConv):
         return _merge_large_kernel(module)
@@ -75,7 +78,7 @@ def _merge_large_kernel(module: ReparamLargeKernelConv) -> nn.Module:
         Branch.of([part for part in unit if not isinstance(part, nn.Identity)]) for unit in units
     ]
     supported = [branch for branch in branches if branch is not None]
-    if len(supported) < len(units) or any(has_hooks(unit) for unit in units):
+    if len(supported) < len(units) or any(map(is_watched, units)):
         return module
     with torch.device("meta"):
         result = ReparamLargeKernelConv(

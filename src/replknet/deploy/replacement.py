@@ -10,7 +10,7 @@ from timm.layers.activations import GELU
 from torch import nn
 
 from replknet.deploy.banded import BandedSequential, suit_bands, unit_layers
-from replknet.deploy.folding import is_convolution, is_linear
+from replknet.deploy.folding import is_convolution, is_linear, is_watched
 from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
 from replknet.deploy.packed_stage import PackedConvFFN, PackedRepLKBlock, PackedRepLKNetStage
 from replknet.models.replknet import ConvFFN, RepLKBlock, RepLKNet, RepLKNetStage
@@ -35,12 +35,15 @@ def replacement(module: nn.Module) -> nn.Module | None:
     return None
 
 
-def replace_in_sequence(sequence: nn.Sequential) -> None:
-    """Replace, in place, the convolutions of a sequence that an activation follows, with it."""
+def replace_in_sequence(sequence: nn.Sequential, in_parts: set[nn.Module]) -> None:
+    """Replace, in place, the convolutions of a sequence that an activation follows, with it.
+
+    Not those of ``in_parts``, whose parameters are needed.
+    """
     # Not named_children(), which leaves out a module's second place.
     layers = [(n, m) for n, m in sequence._modules.items() if not isinstance(m, nn.Identity)]
     for (name, layer), (following, activation) in pairwise(layers):
-        kind = activation_of(activation)
+        kind = None if layer in in_parts else activation_of(activation)
         fused: nn.Module | None = None
         if kind is not None and is_pointwise(layer):
             fused = PackedConv2d(layer, kind)
@@ -64,12 +67,16 @@ def replace_between_stages(network: RepLKNet) -> None:
 
 def is_pointwise(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     """Whether ``module`` is a convolution that multiplies each pixel with one matrix."""
-    return isinstance(module, nn.Conv2d) and not obstacle(module) and module.groups == 1
+    return isinstance(module, nn.Conv2d) and not obstacle(module) and not _is_depthwise(module)
 
 
 def is_depthwise(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     """Whether ``module`` is a convolution with one filter a channel."""
-    return isinstance(module, nn.Conv2d) and not obstacle(module) and module.groups > 1
+    return isinstance(module, nn.Conv2d) and not obstacle(module) and _is_depthwise(module)
+
+
+def _is_depthwise(conv: nn.Conv2d) -> bool:
+    return conv.groups == conv.in_channels == conv.out_channels
 
 
 def obstacle(conv: nn.Conv2d) -> str:
@@ -78,7 +85,7 @@ def obstacle(conv: nn.Conv2d) -> str:
         return "is a subclass, has hooks or computes its weights"
     if conv.padding_mode != "zeros":
         return f"pads with padding_mode={conv.padding_mode!r}"
-    if conv.groups == conv.in_channels == conv.out_channels:
+    if _is_depthwise(conv):
         return ""
     if conv.groups > 1:
         return f"has {conv.groups} groups of {conv.in_channels // conv.groups} channels"
@@ -93,7 +100,7 @@ def obstacle(conv: nn.Conv2d) -> str:
 
 def activation_of(module: nn.Module | None) -> Activation | None:
     """Name of an activation that the product can apply; None for any other module."""
-    if module is None or has_hooks(module):
+    if module is None or is_watched(module):
         return None
     if type(module) is nn.ReLU:
         return "relu"

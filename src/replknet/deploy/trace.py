@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.proxy import Proxy
 
-from replknet.deploy.folding import NORMS
+from replknet.deploy.folding import NORMS, is_watched
+from replknet.deploy.reach import reached
 from replknet.nn.norm import has_hooks
 
 _IN_PLACE_OPERATORS = {
@@ -77,7 +78,7 @@ def trace_regions(model: nn.Module) -> Iterator[Region]:
     graph around it, and what can be traced inside it is a region of its own. Forwards are run
     symbolically; ``model`` should be a copy.
     """
-    yield from _regions(model, "", model)
+    yield from _regions(model, "", model, reached(model))
 
 
 def trace(module: nn.Module) -> Region | None:
@@ -107,30 +108,36 @@ def join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix and name else prefix or name
 
 
-def _regions(module: nn.Module, prefix: str, root: nn.Module) -> Iterator[Region]:
-    # What callers pass to optional parameters is only known at the root: the defaults.
-    if module is root or takes_one_input(module):
+def _regions(
+    module: nn.Module, prefix: str, root: nn.Module, in_parts: set[nn.Module]
+) -> Iterator[Region]:
+    # What callers pass to optional parameters is only known at the root: the defaults. And what a
+    # forward that cannot be traced uses in parts may not run as a whole.
+    if module is root or (takes_one_input(module) and module not in in_parts):
         region, black_boxes = _trace(module, prefix)
         if region is not None:
             yield region
             for name in black_boxes:
-                yield from _regions(module.get_submodule(name), join(prefix, name), root)
+                part = module.get_submodule(name)
+                yield from _regions(part, join(prefix, name), root, in_parts)
             return
     for name, child in module.named_children():
-        yield from _regions(child, join(prefix, name), root)
+        yield from _regions(child, join(prefix, name), root, in_parts)
 
 
 def _trace(module: nn.Module, prefix: str) -> tuple[Region | None, list[str]]:
     """Trace with as few black boxes as possible; also the names of those that were met."""
+    if "forward" in vars(module):  # fx would read that of the class
+        return None, []
     black_boxes: set[nn.Module] = set()
     while True:
-        tracer = _Tracer(black_boxes)
+        tracer = _Tracer(set(module.modules()), black_boxes)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 graph = tracer.trace(module)
         except Exception:  # a forward may raise anything when it meets a symbolic value
-            if tracer.failed is None:
+            if tracer.failed is None or tracer.failed in black_boxes:
                 return None, []
             black_boxes.add(tracer.failed)
             continue
@@ -139,13 +146,14 @@ def _trace(module: nn.Module, prefix: str) -> tuple[Region | None, list[str]]:
         return Region(prefix, module, graph), [
             name
             for name, part in module.named_modules()
-            if part in called and not _is_layer(part) and (part in black_boxes or has_hooks(part))
+            if part in called and not _is_layer(part) and (part in black_boxes or is_watched(part))
         ]
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, black_boxes: set[nn.Module]) -> None:
+    def __init__(self, modules: set[nn.Module], black_boxes: set[nn.Module]) -> None:
         super().__init__()
+        self.modules = modules
         self.black_boxes = black_boxes
         self.failed: nn.Module | None = None
 
@@ -154,7 +162,7 @@ class _Tracer(fx.Tracer):
         return (
             _is_layer(m)
             or m in self.black_boxes
-            or has_hooks(m)
+            or is_watched(m)
             or super().is_leaf_module(m, module_qualified_name)
         )
 
@@ -165,6 +173,8 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        if m not in self.modules and not has_hooks(m):  # what it does is its caller's doing
+            return forward(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -195,7 +205,7 @@ def _drop_no_ops(module: nn.Module, graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op == "call_module":
             called = module.get_submodule(str(node.target))
-            no_op = type(called) in _NO_OPS_IN_EVALUATION and not has_hooks(called)
+            no_op = type(called) in _NO_OPS_IN_EVALUATION and not is_watched(called)
         else:
             no_op = node.target is F.dropout and node.kwargs.get("training") is False
         if no_op and isinstance(node.args[0], fx.Node):
