@@ -20,7 +20,7 @@ from replknet.cli.main import main
 from replknet.deploy import optimize, plain
 from replknet.models.replknet import RepLKNet
 from replknet.nn import DepthwiseConv2d
-from replknet.ops.blocks import large_kernel_seconds
+from replknet.ops.packed_blocks import large_kernel_seconds
 
 ENGINES = ("pytorch nchw", "replknet")
 

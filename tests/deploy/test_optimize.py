@@ -19,7 +19,7 @@ from replknet.deploy.optimize import optimization_report, optimize
 from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
 from replknet.models.replknet import RepLKNet
 from replknet.ops import _binary, use
-from replknet.ops.blocks import Blocks
+from replknet.ops.packed_blocks import Blocks
 
 NATIVE = _binary.library is not None
 pytestmark = pytest.mark.skipif(not NATIVE, reason="there is no native core")

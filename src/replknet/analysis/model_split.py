@@ -13,7 +13,7 @@ from torch import nn
 from replknet.analysis.model_engines import Call
 from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
 from replknet.deploy.packed_stage import PackedRepLKNetStage
-from replknet.ops.blocks import large_kernel_seconds
+from replknet.ops.packed_blocks import large_kernel_seconds
 
 LARGE_KERNEL = 9
 """Smallest kernel that counts as large."""

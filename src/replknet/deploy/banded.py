@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d
-from replknet.nn.norm import has_hooks, is_sequential
+from replknet.nn.hooks import has_hooks
+from replknet.nn.norm import is_sequential
 from replknet.ops.arguments import four_sides, pair
 
 BAND_BYTES = 16 << 20

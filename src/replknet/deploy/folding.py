@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torchvision.ops import FrozenBatchNorm2d
 
 from replknet.nn import DepthwiseConv2d, PointwiseConv2d
-from replknet.nn.norm import has_hooks
+from replknet.nn.hooks import has_hooks
 
 # Norms whose evaluation is known: exactly these types, as a subclass may compute something else.
 NORMS = (

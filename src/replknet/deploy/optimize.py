@@ -30,7 +30,7 @@ from replknet.deploy.replacement import (
 )
 from replknet.models.replknet import RepLKNet
 from replknet.nn.norm import is_sequential
-from replknet.ops.pointwise import why_not_native
+from replknet.ops.packed_pointwise import why_not_native
 
 TOLERANCE = 1e-3
 """Largest difference that ``example_input`` may show, in units of the outputs' spread."""

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from replknet.ops import depthwise_conv2d, depthwise_conv2d_relu
 from replknet.ops.arguments import four_sides, make_problem, pair
-from replknet.ops.blocks import LargeKernel, large_kernel
 from replknet.ops.choose import requested
 from replknet.ops.native import isa
-from replknet.ops.pointwise import (
+from replknet.ops.packed_blocks import LargeKernel, large_kernel
+from replknet.ops.packed_pointwise import (
     Activation,
     Layer,
     pack,

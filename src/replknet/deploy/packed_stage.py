@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
-from replknet.nn.norm import has_hooks
-from replknet.ops.blocks import Block, Blocks
+from replknet.nn.hooks import has_hooks
 from replknet.ops.choose import requested
 from replknet.ops.native import isa
-from replknet.ops.pointwise import Layer, why_not_native
+from replknet.ops.packed_blocks import Block, Blocks
+from replknet.ops.packed_pointwise import Layer, why_not_native
 
 
 class PackedRepLKBlock(nn.Module):

@@ -14,8 +14,8 @@ from replknet.deploy.folding import is_convolution, is_linear, is_watched
 from replknet.deploy.packed import FrozenDepthwiseConv2d, PackedConv2d, PackedMLP
 from replknet.deploy.packed_stage import PackedConvFFN, PackedRepLKBlock, PackedRepLKNetStage
 from replknet.models.replknet import ConvFFN, RepLKBlock, RepLKNet, RepLKNetStage
-from replknet.nn.norm import has_hooks
-from replknet.ops.pointwise import Activation
+from replknet.nn.hooks import has_hooks
+from replknet.ops.activation import Activation
 
 
 def replacement(module: nn.Module) -> nn.Module | None:

@@ -15,7 +15,7 @@ from torch.fx.proxy import Proxy
 
 from replknet.deploy.folding import NORMS, is_watched
 from replknet.deploy.reach import reached
-from replknet.nn.norm import has_hooks
+from replknet.nn.hooks import has_hooks
 
 _IN_PLACE_OPERATORS = {
     operator.setitem,

@@ -7,6 +7,7 @@ from typing import Literal, TypeGuard
 
 from torch import Tensor, nn
 
+from replknet.nn.hooks import has_hooks
 from replknet.ops.batch_norm import batch_norm, suits_native
 
 
@@ -85,13 +86,3 @@ def activation_name(activation: nn.Module) -> Literal["relu", "gelu"] | None:
     if type(activation) is nn.GELU and activation.approximate == "none":
         return "gelu"
     return None
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether someone observes or changes what goes in or out of ``module``."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )

@@ -11,7 +11,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from replknet.nn.depthwise import DepthwiseConv2d
-from replknet.nn.norm import FusingSequential, activation_name, has_hooks, run_layers
+from replknet.nn.hooks import has_hooks
+from replknet.nn.norm import FusingSequential, activation_name, run_layers
 from replknet.nn.pointwise import PointwiseConv2d
 from replknet.nn.reparam import DepthwiseBN, ReparamLargeKernelConv
 from replknet.ops.branch import Branch, Statistics

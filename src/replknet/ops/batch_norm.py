@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from replknet.ops import _binary
+from replknet.ops.activation import ACTIVATIONS, Activation
 from replknet.ops.arguments import layout_of
 from replknet.ops.eager import is_ordinary, nothing_listens
-from replknet.ops.pointwise import ACTIVATIONS, Activation
 
 
 def suits_native(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from replknet.ops import _binary
+from replknet.ops.activation import ACTIVATIONS
 from replknet.ops.arguments import layout_of, make_problem
 from replknet.ops.branch import Branch, gradients_by_pytorch
 from replknet.ops.choose import choose, requested
 from replknet.ops.eager import nothing_listens
 from replknet.ops.matmul import native_pays, suits_native
 from replknet.ops.native import NativeAlgorithm, check, library
-from replknet.ops.pointwise import ACTIVATIONS
 from replknet.ops.problem import Pass
 from replknet.ops.times import collected
 from replknet.ops.trim import Taps, trim

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from replknet.ops import _binary
 from replknet.ops.native import NativeAlgorithm, PreparedFilters, check, library
-from replknet.ops.pointwise import Layer
+from replknet.ops.packed_pointwise import Layer
 from replknet.ops.prepared import Forward
 from replknet.ops.times import collected
 
@@ -81,7 +81,7 @@ class Blocks:
 
         Args:
             x: (N, C, H, W), float32, on the CPU; the result has its size and channels_last memory.
-                The blocks suit it and the native core (``pointwise.why_not_native``).
+                The blocks suit it and the native core (``packed_pointwise.why_not_native``).
         """
         x = x.contiguous(memory_format=torch.channels_last)
         output = torch.empty_like(x)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from replknet.ops import _binary
-from replknet.ops.pointwise import divide, pack, pointwise, pointwise_pair, why_not_native
+from replknet.ops.packed_pointwise import divide, pack, pointwise, pointwise_pair, why_not_native
 
 ACTIVATE = {"identity": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 ISAS = _binary.library.rk_available_isas().decode().split(",") if _binary.library else []

@@ -24,22 +24,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from replknet.ops import _binary
+from replknet.ops.activation import ACTIVATIONS, Activation
 from replknet.ops.eager import traced, transforms_active
 from replknet.ops.native import check, library
 
-Activation = Literal["identity", "relu", "gelu"]
-ACTIVATIONS: dict[Activation, int] = {
-    "identity": _binary.IDENTITY,
-    "relu": _binary.RELU,
-    "gelu": _binary.GELU,
-}
 PANEL, COLUMNS = _binary.PANEL, _binary.COLUMNS
 
 
