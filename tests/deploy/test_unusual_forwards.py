@@ -79,6 +79,29 @@ class Iterated(nn.Module):
         return torch.cat(features, 1)
 
 
+class IndexedTwice(nn.Module):
+    """The layers of a sequence in a list, and the weight of one of another."""
+
+    def __init__(self):
+        super().__init__()
+        self.units = nn.ModuleList([nn.Sequential(conv(), nn.ReLU()) for _ in range(2)])
+
+    def forward(self, x):
+        between = self.units[0][0](x)
+        return self.units[0][1](between) + between * self.units[1][0].weight.mean()
+
+
+class ReadsANorm(nn.Module):
+    """The epsilon of a norm, beside a call of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = conv(), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) + self.norm.eps
+
+
 class ReadsWeights(nn.Module):
     """A depthwise convolution by the function, with the weight of a layer."""
 
@@ -125,6 +148,8 @@ NETWORKS = {
     "indexed where fx cannot follow": lambda: IndexedOnOddMaps(conv(), nn.ReLU()),
     "indexed norm where fx cannot follow": lambda: IndexedOnOddMaps(conv(), nn.BatchNorm2d(8)),
     "iterated": lambda: Iterated(conv(), nn.BatchNorm2d(8), nn.ReLU()),
+    "indexed twice": IndexedTwice,
+    "norm": ReadsANorm,
     "weights": ReadsWeights,
     "block": ReadsABlock,
     "volumes": lambda: nn.Sequential(nn.Unflatten(1, (4, 2)), nn.Conv3d(4, 3, 1), nn.Flatten(1)),

@@ -22,6 +22,7 @@ from replknet.deploy.folding import (
     neutralize,
     norm_tail,
 )
+from replknet.deploy.reach import reached
 from replknet.deploy.trace import Region, only_input, trace_regions
 
 _SPATIAL_DIMS = ((2, 3), (3, 2), (-2, -1), (-1, -2), [2, 3], [3, 2], [-2, -1], [-1, -2])
@@ -71,6 +72,7 @@ class _Network:
 
     def __init__(self, model: nn.Module, regions: list[Region]) -> None:
         self.model = model
+        self.in_parts = reached(model)
         self.calls: Counter[str] = Counter()
         self.read: set[str] = set()  # modules whose parameters are used other than by a call
         for region in regions:
@@ -92,6 +94,8 @@ class _Network:
             if name in self.read:
                 return f"the parameters of {name} are also used directly"
             module = self.model.get_submodule(name)
+            if is_norm(module) and module in self.in_parts:
+                return f"a forward uses {name} in another way than by a call"
             if any(id(part) in self.shared for part in (module, *module.parameters())):
                 return f"{name} or its parameters have a second name"
         return None

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
+from math import inf
 from types import FunctionType
 from typing import Any
 
 from torch import nn
 
-# What an attribute of the instance leads to; and whether it is but called, compared with None or
-# assigned.
-_ATTRIBUTES = re.compile(r"\bself((?:\.\w+)+)\b(\s*(?:\(|is\b|=(?!=)))?")
+# What an attribute of the instance leads to, an index, and what follows: a call, a comparison with
+# None, an assignment.
+_ATTRIBUTE = re.compile(r"\bself((?:\.\w+)+)((?:\[[^][]*\])*)\s*(\(|\.|is\b|=(?!=))?")
+_HARMLESS = ("(", "is", "=")
 
 
 def reached(model: nn.Module) -> set[nn.Module]:
@@ -22,25 +25,32 @@ def reached(model: nn.Module) -> set[nn.Module]:
     Such as ``self.conv`` in ``self.conv.weight``, ``self.conv[0](x)`` or
     ``for layer in self.conv``. There may be too many: only how the source looks is known.
     """
-    found = set()
+    found: set[nn.Module] = set()
     for module in model.modules():
         kind: Any = type(module)  # mypy finds classes of modules unhashable
-        names = None if "forward" in vars(module) else _names_of(kind)
-        if names is None:
-            found |= set(module.children())
-        for name in names or ():
+        depths = {"": inf} if "forward" in vars(module) else _depths(kind)
+        for name, depth in depths.items():
             part: nn.Module | None = module
-            for key in name.split("."):
+            for key in name.split(".") if name else ():
                 part = part._modules.get(key) if part is not None else None
             if part is not None:
-                found.add(part)
+                found |= set(_down_to(part, depth)) - {module}
     return found
 
 
+def _down_to(module: nn.Module, depth: float) -> Iterator[nn.Module]:
+    yield module
+    for child in module.children() if depth > 0 else ():
+        yield from _down_to(child, depth - 1)
+
+
 @lru_cache(maxsize=1024)
-def _names_of(kind: type) -> frozenset[str] | None:
-    """Their names, as ``"child"`` or ``"child.part"``; None if there is no source."""
-    names: set[str] = set()
+def _depths(kind: type) -> dict[str, float]:
+    """By name (``"child"``, ``"child.part"``, ``""`` for all): how far below it parts are used.
+
+    Those of ``self.units`` by ``self.units[0](x)`` (0), theirs by ``self.units[0].weight`` (1).
+    """
+    depths: defaultdict[str, float] = defaultdict(float)
     todo, done = {"forward"}, set()
     while todo:
         done.add(method := todo.pop())
@@ -48,12 +58,16 @@ def _names_of(kind: type) -> frozenset[str] | None:
             try:
                 source = inspect.getsource(definition)
             except OSError:
-                return None
-            for path, harmless in _ATTRIBUTES.findall(source):
-                keys = path[1:].split(".")
+                return {"": inf}
+            for path, index, after in _ATTRIBUTE.findall(source):
+                keys = path.split(".")[1:]
                 todo |= {keys[0]} - done
-                names |= {".".join(keys[:end]) for end in range(1, len(keys) + (not harmless))}
-    return frozenset(names)
+                for end in range(1, len(keys)):
+                    depths[".".join(keys[:end])] += 0
+                if index or after not in _HARMLESS:
+                    deeper = index.count("[") - 1 + (after == ".") if index else 0
+                    depths[path[1:]] = max(depths[path[1:]], deeper)
+    return dict(depths)
 
 
 def _definitions(kind: type, name: str) -> Iterator[FunctionType]:
