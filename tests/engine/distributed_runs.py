@@ -96,6 +96,8 @@ def run_all(directory: Path) -> dict[str, object]:
     stopped = main(toy_config(directory / "stopped", **SECTIONS))
     seen["stopped"] = [stopped.finished, stopped.step]
     seen["resumed"] = main(toy_config(directory / "stopped", **SECTIONS)).finished
+    dist.barrier()
+    dist.destroy_process_group()  # whose threads must not meet the end of the interpreter
     return seen
 
 
