@@ -165,3 +165,12 @@ def test_mixing_can_be_turned_off():
     assert Augmentation().mix(10) is not None
     assert Augmentation(mixup=0, cutmix=0).mix(10) is None
     assert Augmentation(mixup_prob=0).mix(10) is None
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-n3-inc1", "original", "originalr", "augmix-m10"])
+def test_augmentations_of_any_strength_work(policy):
+    transform = Augmentation(auto_augment=policy).train_transform(Preprocessing(16))
+    image = Image.effect_noise((20, 20), 64).convert("RGB")
+    random.seed(0)
+    for _ in range(200):
+        assert transform(image).isfinite().all()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from timm.data import Mixup, create_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
@@ -194,7 +197,7 @@ class Augmentation:
         """
         if self.crop == "pad":
             return self._pad_and_crop(preprocessing)
-        return create_transform(
+        transform = create_transform(
             preprocessing.input_size,
             is_training=True,
             mean=preprocessing.mean,
@@ -209,6 +212,8 @@ class Augmentation:
             re_mode=self.re_mode,
             re_count=self.re_count,
         )
+        _allow_no_bits(transform)
+        return transform
 
     def mix(self, num_classes: int) -> Mixup | None:
         """Mixup and CutMix of a batch, which also make its targets dense; None when off.
@@ -264,3 +269,15 @@ def _refuse_unknown_policy(policy: str) -> None:
             "rand-m9-mstd0.5-inc1, augmix-m3-w3, 3a, original, originalr, v0 or v0r, or null for "
             f"none, got {policy!r}"
         ) from error
+
+
+def _allow_no_bits(transform: Any) -> None:
+    """Let timm's posterizing keep no bit, as it asks for at times; Pillow 13 refuses that."""
+    for step in transform.transforms:
+        for op in (*getattr(step, "ops", ()), *chain(*getattr(step, "policy", ()))):
+            if op.name.startswith("Posterize"):
+                op.aug_fn = partial(_posterize, op.aug_fn)
+
+
+def _posterize(posterize: Callable[..., Image], image: Image, bits: int, **options: Any) -> Image:
+    return posterize(image, bits, **options) if bits > 0 else new_image(image.mode, image.size)
