@@ -12,7 +12,7 @@ from replknet.deploy.plain import on_pytorch
 from replknet.nn import DepthwiseConv2d
 from replknet.ops import _binary
 
-native = pytest.mark.skipif(_binary.library is None, reason="there is no native core")
+pytestmark = pytest.mark.filterwarnings("ignore:optimize keeps PyTorch")  # without a native core
 ACTIVATION = nn.ReLU()
 
 
@@ -186,7 +186,6 @@ def test_two_layers_as_one_on_a_map_without_a_batch():
     torch.testing.assert_close(optimize(network)(x), network(x), rtol=1e-4, atol=1e-5)
 
 
-@native
 def test_layers_that_stay_are_told():
     report = optimization_report(optimize(ReadsWeights()))
     assert set(report.left_alone) == {"depthwise", "point"}
@@ -194,7 +193,7 @@ def test_layers_that_stay_are_told():
     assert list(unfused(IndexedOnOddMaps(conv(), nn.BatchNorm2d(8)))) == ["unit.1"]
 
 
-@native
+@pytest.mark.skipif(_binary.library is None, reason="only the native core has packed filters")
 def test_filters_at_the_address_of_others_are_prepared_anew():
     torch.manual_seed(0)
     layer = nn.Conv2d(64, 64, 13, padding=6, groups=64, bias=False).eval()

@@ -16,7 +16,7 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from replknet.models import create_model, list_models
-from replknet.models.checkpoint import read_checkpoint, read_replknet
+from replknet.models.checkpoint import CheckpointReport, read_checkpoint, read_replknet
 from replknet.models.factory import stored_kwargs
 from replknet.tasks.classification.datasets import (
     DataConfig,
@@ -181,13 +181,21 @@ class ClassificationTask:
         }
 
     @cached_property
+    def _source(self) -> CheckpointReport | None:
+        """What the file holds that the weights start from."""
+        model = self.config.model
+        if model.checkpoint is None:
+            return None
+        ours = model.name.split(".")[0] in list_models()
+        return (read_replknet if ours else read_checkpoint)(model.checkpoint).report
+
+    @cached_property
     def _model_kwargs(self) -> dict[str, Any]:
         """Arguments of the model: those of the file it starts from, of the configuration, and what
         the data needs."""
-        model = self.config.model
-        inherited = {}
-        if model.checkpoint is not None:
-            inherited = stored_kwargs(read_checkpoint(model.checkpoint).metadata, model.name)
+        model, inherited = self.config.model, {}
+        if self._source is not None:
+            inherited = stored_kwargs(self._source.metadata, model.name)
         needed = {
             "num_classes": len(self.class_names),
             "in_chans": self.config.preprocessing.channels,
@@ -197,11 +205,11 @@ class ClassificationTask:
     def _starts_new_head(self) -> bool:
         """Whether to leave out the classifier of the checkpoint; says so when it is a choice."""
         model = self.config.model
-        if model.reset_head is not None or model.checkpoint is None:
+        report = self._source
+        if model.reset_head is not None or report is None:
             return bool(model.reset_head)
-        if model.name.split(".")[0] not in list_models():
+        if report.form is None:
             return False
-        report = read_replknet(model.checkpoint).report
         names = report.metadata.get("class_names")
         if names is None:
             same = report.num_classes == len(self.class_names)
