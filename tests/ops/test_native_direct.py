@@ -258,6 +258,24 @@ def test_filters_that_reach_everywhere_of_many_channels(isa, size, layout, batch
 
 
 @each_isa
+@pytest.mark.parametrize("size", [(7, 7), (14, 14), (14, 7), (7, 14)])
+@pytest.mark.parametrize("positive", ["input", "weight", "both"])
+def test_filters_that_reach_everywhere_are_exact_for_positive_numbers(isa, size, positive):
+    height, width = size
+    input, weight = torch.randn(2, 64, *size), torch.randn(64, 1, 2 * height - 1, 2 * width - 1)
+    grad_output, padding = torch.randn(input.shape), (height - 1, height - 1, width - 1, width - 1)
+    if positive != "weight":
+        input, grad_output = input.abs(), grad_output.abs()
+    if positive != "input":
+        weight = weight.abs()
+    expected = oracle(input, weight, grad_output, (1, 1), padding, (1, 1))
+    with native.force_isa(isa):
+        results = passes(input, weight, grad_output, padding)
+    for result, value in zip(results[:2], expected[:2], strict=True):
+        assert relative_error(result, value) <= FORWARD_TOLERANCE
+
+
+@each_isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [7, 14])
 def test_bias_and_relu_after_filters_that_reach_everywhere(isa, dtype, size):
