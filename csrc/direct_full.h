@@ -31,12 +31,14 @@ static int64_t map_floats(const rk_problem& p) { return int64_t(p.in_h) * p.in_w
 // The factors of a group's filter: as they lie in a packed one, or written to `written`; `whole` holds a filter.
 static Taps find_factors(const rk_problem& p, const Blocks& b, const float* weight, int64_t group, float* whole,
                          float* written) {
-    if (!is_whole(b)) {
+    if (p.packed_weight) {
+        const Image filter = filter_image(p, weight, group);
+        const Taps taps = {reinterpret_cast<const float*>(filter.data), filter.w};
+        if (is_whole(b)) return taps;
+        make_factors(b, taps, written);
+    } else if (!is_whole(b)) {
         read_filter(p, weight, group, whole);
         make_factors(b, {whole, kLanes}, written);
-    } else if (p.packed_weight) {
-        const Image filter = filter_image(p, weight, group);
-        return {reinterpret_cast<const float*>(filter.data), filter.w};
     } else {
         read_filter(p, weight, group, written);
     }
