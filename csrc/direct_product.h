@@ -39,34 +39,38 @@ static RK_INLINE void add_input(const float* x, const float* w, int64_t w_pitch,
     forget_loads();
 }
 
-// R rows and T columns of outputs from (row, col), with taps Step floats apart. Square: x has T columns as well.
+// T columns of outputs from `col`, in blocks of R rows from `row` to before `end`, with taps Step floats apart. Square: x has T
+// columns as well.
 template <int R, int T, bool Square, int Step>
-static void multiply_block(const Product& p, int row, int col) {
-    const int cols = Square ? T : p.cols;
-    const Split parts(p.rows, larger(1, p.products / cols));
-    const int64_t pitch = cols * kLanes, w_pitch = (2 * cols - 1) * Step, corner = row * pitch + col * kLanes;
-    const float* x = p.x;
-    const float* w = p.filter.first + (p.rows - 1 - row) * w_pitch + (cols - 1 - col) * Step;
-    float* const y = p.y + corner;
-    const float* start = p.start ? p.start + corner : nullptr;
-    for (int part = 0; part < parts.parts; part++, start = y) {
-        Vec sum[R][T] = {};
-        for (int i = parts.begin(part); i < parts.end(part); i++, x += pitch, w += w_pitch) {
-            if constexpr (Square) {
+static void multiply_blocks(const Product& p, int row, int end, int col) {
+    const int rows = p.rows, cols = Square ? T : p.cols;
+    const Split parts(rows, larger(1, p.products / cols));
+    const int64_t pitch = cols * kLanes, w_pitch = (2 * cols - 1) * Step;
+    const float *const first_x = p.x, *const first_w = p.filter.first + (rows - 1) * w_pitch + (cols - 1 - col) * Step;
+    for (; row < end; row += R) {
+        const float *x = first_x, *w = first_w - row * w_pitch;
+        const int64_t corner = row * pitch + col * kLanes;
+        float* const y = p.y + corner;
+        const float* start = p.start ? p.start + corner : nullptr;
+        for (int part = 0; part < parts.parts; part++, start = y) {
+            Vec sum[R][T] = {};
+            for (int i = parts.begin(part); i < parts.end(part); i++, x += pitch, w += w_pitch) {
+                if constexpr (Square) {
 #pragma GCC unroll 16
-                for (int j = 0; j < T; j++) add_input<R, T, Step>(x + j * kLanes, w + j * Step, w_pitch, sum);
-            } else {
+                    for (int j = 0; j < T; j++) add_input<R, T, Step>(x + j * kLanes, w + j * Step, w_pitch, sum);
+                } else {
 #pragma GCC unroll 1
-                for (int j = 0; j < cols; j++) add_input<R, T, Step>(x + j * kLanes, w + j * Step, w_pitch, sum);
+                    for (int j = 0; j < cols; j++) add_input<R, T, Step>(x + j * kLanes, w + j * Step, w_pitch, sum);
+                }
             }
-        }
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++)
+            for (int r = 0; r < R; r++)
 #pragma GCC unroll 16
-            for (int t = 0; t < T; t++) {
-                const int64_t at = r * pitch + t * kLanes;
-                store(y + at, start ? sum[r][t] + load(start + at) : sum[r][t]);
-            }
+                for (int t = 0; t < T; t++) {
+                    const int64_t at = r * pitch + t * kLanes;
+                    store(y + at, start ? sum[r][t] + load(start + at) : sum[r][t]);
+                }
+        }
     }
 }
 
@@ -74,12 +78,12 @@ static void multiply_block(const Product& p, int row, int col) {
 // nothing; with 28 of AVX-512 GCC spills half of them.
 constexpr int full_rows(int cols) { return 14 / cols < kMaxBlockRows ? 14 / cols : kMaxBlockRows; }
 
-typedef void (*BlockProduct)(const Product&, int row, int col);
+typedef void (*BlockProduct)(const Product&, int row, int end, int col);
 
 template <int R, int T, bool Square, int Step>
 static constexpr BlockProduct block_product() {
     if constexpr (R <= full_rows(T))
-        return multiply_block<R, T, Square, Step>;
+        return multiply_blocks<R, T, Square, Step>;
     else
         return nullptr;
 }
@@ -102,10 +106,9 @@ static void multiply_by(const Product& p) {
     const auto& kernels = blocks.parts == 1 ? BlockProducts<true, Step>::table : BlockProducts<false, Step>::table;
     for (int block = 0; block < blocks.parts; block++) {
         const int col = blocks.begin(block), width = blocks.end(block) - col;
-        for (int row = 0, count; row < p.rows; row += count) {
-            count = smaller(full_rows(width), p.rows - row);
-            kernels[count - 1][width - 1](p, row, col);
-        }
+        const int most = full_rows(width), rest = p.rows % most;
+        kernels[most - 1][width - 1](p, 0, p.rows - rest, col);
+        if (rest) kernels[rest - 1][width - 1](p, p.rows - rest, p.rows, col);
     }
 }
 

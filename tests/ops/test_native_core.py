@@ -46,7 +46,7 @@ def test_filters_prepared_for_another_instruction_set_are_refused():
     weight, input = torch.randn(20, 1, 5, 5), torch.randn(1, 20, 9, 9)
     prepared = replace(DIRECT.prepare(PROBLEM, pack_filters(weight)), isa="another")
     with pytest.raises(ValueError, match="prepared for another"):
-        DIRECT.forward_prepared(PROBLEM, input, prepared, None, False)
+        DIRECT.forward_prepared_of(PROBLEM, prepared, False)(input, None)
 
 
 def test_failed_allocation_is_a_memory_error(monkeypatch):

@@ -185,7 +185,7 @@ def test_small_filters_packed_or_not_give_the_same(isa, taps, channels):
         for stride in (1, 2):
             problem = native_problem("forward", input, weight, (1, 1, 1, 1), (stride, stride))
             prepared = DIRECT.prepare(problem, pack_filters(weight))
-            result = DIRECT.forward_prepared(problem, input, prepared, bias, True)
+            result = DIRECT.forward_prepared_of(problem, prepared, True)(input, bias)
             assert torch.equal(result, DIRECT.forward(problem, input, weight, bias, True))
 
 
@@ -403,7 +403,7 @@ def test_prepared_filters_give_the_same_bits(isa, size, taps, channels):
     problem = native_problem("forward", input, weight, (taps // 2,) * 4)
     with native.force_isa(isa):
         prepared = DIRECT.prepare(problem, pack_filters(weight))
-        result = DIRECT.forward_prepared(problem, input, prepared, bias, False)
+        result = DIRECT.forward_prepared_of(problem, prepared, False)(input, bias)
         assert torch.equal(result, DIRECT.forward(problem, input, weight, bias, False))
 
 

@@ -149,7 +149,7 @@ def test_prepared_filters(isa, batch):
     problem = native_problem("forward", input, weight, padding)
     with native.force_isa(isa):
         prepared = FFT.prepare(problem, pack_filters(weight))
-        output = FFT.forward_prepared(problem, input, prepared, bias, True)
+        output = FFT.forward_prepared_of(problem, prepared, True)(input, bias)
         assert relative_error(output, FFT.forward(problem, input, weight, bias, True)) <= 1e-6
     expected = oracle(input, weight, torch.zeros_like(output), (1, 1), padding, (1, 1))[0]
     expected = (expected + bias.double()[:, None, None]).relu()

@@ -6,7 +6,7 @@ rows of channels, so feature maps are (N, C, H, W) tensors in channels_last memo
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from replknet.ops import depthwise_conv2d, depthwise_conv2d_relu
 from replknet.ops.arguments import four_sides, make_problem, pair
 from replknet.ops.choose import requested
+from replknet.ops.eager import is_ordinary, traced
 from replknet.ops.native import isa
 from replknet.ops.packed_blocks import LargeKernel, large_kernel
 from replknet.ops.packed_pointwise import (
@@ -129,7 +130,7 @@ class FrozenDepthwiseConv2d(nn.Module):
     change.
     """
 
-    KEPT_SIZES = 2
+    KEPT_SIZES, KEPT_CALLS = 2, 64
 
     filters: Tensor
     bias: Tensor | None
@@ -144,24 +145,30 @@ class FrozenDepthwiseConv2d(nn.Module):
         self.padding = four_sides(conv.padding, conv.kernel_size, stride, dilation)
         # With the filters, whose address is another's once they are gone.
         self._prepared: dict[Hashable, tuple[Forward, Tensor]] = {}
+        self._computes: dict[Hashable, Callable[[Tensor, Tensor | None], Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 3:
-            return self.forward(x[None])[0]
         buffers: dict[str, Any] = self._buffers  # faster than attributes
         filters, bias = buffers["filters"], buffers["bias"]
-        if not self._is_native(x, filters):
-            convolve = depthwise_conv2d_relu if self.relu else depthwise_conv2d
-            return convolve(
-                x,
-                unpack_filters(filters, self.channels),
-                bias,
-                stride=self.stride,
-                padding=self.padding,
-                dilation=self.dilation,
-            )
-        x = x.contiguous(memory_format=torch.channels_last)
-        return self._prepare(x, filters)(x, bias, self.relu)
+        wants_gradient = torch.is_grad_enabled() and (x.requires_grad or filters.requires_grad)
+        if not (wants_gradient or traced() or filters.is_inference()) and is_ordinary(x):
+            # All that else matters, so that a call takes one look-up.
+            map = x.shape, x.stride(), x.dtype, x.device
+            key = *map, self.relu, torch.get_num_threads(), *self._state(filters)
+            compute = self._computes.get(key) or self._remember(key, x, filters)
+            if compute is not None:
+                return compute(x, bias)
+        if x.dim() == 3:
+            return self.forward(x[None])[0]
+        convolve = depthwise_conv2d_relu if self.relu else depthwise_conv2d
+        return convolve(
+            x,
+            unpack_filters(filters, self.channels),
+            bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+        )
 
     def native(self, x: Tensor) -> LargeKernel | None:
         """This module as ``Blocks`` takes it, for maps like ``x``, if it can run natively."""
@@ -171,11 +178,37 @@ class FrozenDepthwiseConv2d(nn.Module):
         return large_kernel(self._prepare(x, filters), x.shape[0], self.bias, self.relu)
 
     def _is_native(self, x: Tensor, filters: Tensor) -> bool:
-        fits = x.dim() == 4 and x.shape[1] == self.channels and x.numel() > 0
-        return fits and not (why_not_native(x, filters) or filters.is_inference())
+        return (
+            x.dim() == 4
+            and x.shape[1] == self.channels
+            and x.numel() > 0
+            and not (why_not_native(x, filters) or filters.is_inference())
+        )
+
+    def _state(self, filters: Tensor) -> tuple[Hashable, ...]:
+        """What prepared filters depend on, beside the size of the map."""
+        return filters.data_ptr(), filters._version, isa(), requested("auto")
+
+    def _remember(
+        self, key: Hashable, x: Tensor, filters: Tensor
+    ) -> Callable[[Tensor, Tensor | None], Tensor] | None:
+        """What computes maps like ``x``, if it can run natively."""
+        if not self._is_native(x, filters):
+            return None
+        compute = self._prepare(x, filters).of_batch(x.shape[0], self.relu)
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            in_place = compute
+
+            def compute(x: Tensor, bias: Tensor | None) -> Tensor:
+                return in_place(x.contiguous(memory_format=torch.channels_last), bias)
+
+        if len(self._computes) >= self.KEPT_CALLS:
+            self._computes = {}
+        self._computes[key] = compute
+        return compute
 
     def _prepare(self, x: Tensor, filters: Tensor) -> Forward:
-        key = (x.shape[1:], filters.data_ptr(), filters._version, isa(), requested("auto"))
+        key = (x.shape[1:], *self._state(filters))
         found = self._prepared.get(key)
         if found is None:
             problem = make_problem(
@@ -190,13 +223,13 @@ class FrozenDepthwiseConv2d(nn.Module):
                 x.device.type,
             )
             found = prepare_forward(problem, filters, self.relu), filters
-            # A new dictionary: other threads may be reading the old one.
+            # New dictionaries: other threads may be reading the old ones.
             kept = list(self._prepared.items())[1 - self.KEPT_SIZES :]
-            self._prepared = dict([*kept, (key, found)])
+            self._prepared, self._computes = dict([*kept, (key, found)]), {}
         return found[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_prepared": {}}
+        return self.__dict__ | {"_prepared": {}, "_computes": {}}
 
     def extra_repr(self) -> str:
         return f"{self.channels}, kernel_size={self.kernel_size}, relu={self.relu}"

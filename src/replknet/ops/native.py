@@ -120,7 +120,7 @@ class NativeAlgorithm:
         return library().rk_spectrum_bytes(self.prepared_struct(problem, relu=False))
 
     def prepare(self, problem: Problem, packed: Tensor) -> PreparedFilters:
-        """Packed filters for ``forward_prepared``, valid as long as they do not change."""
+        """Packed filters for ``forward_prepared_of``, valid as long as they do not change."""
         struct = self.prepared_struct(problem, relu=False)
         packed = _float32(packed)
         size = self.spectrum_bytes(problem)
@@ -130,29 +130,26 @@ class NativeAlgorithm:
         check(library().rk_prepare(struct, packed.data_ptr(), spectra.data_ptr()))
         return PreparedFilters(packed, spectra, isa())
 
-    def forward_prepared(
-        self,
-        problem: Problem,
-        input: Tensor,
-        filters: PreparedFilters,
-        bias: Tensor | None,
-        relu: bool,
-    ) -> Tensor:
-        """``forward`` of tensors in the layout of ``problem``, with filters from ``prepare``.
+    def forward_prepared_of(
+        self, problem: Problem, filters: PreparedFilters, relu: bool
+    ) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """``forward`` with filters from ``prepare``, for an input and a bias to come.
+
+        Both are float32, the input has the strides of the problem, the bias is contiguous.
 
         Raises:
-            ValueError: the instruction set changed since.
+            ValueError: the instruction set changed since the filters were prepared.
         """
         if filters.isa != isa():
             raise ValueError(
                 f"the filters were prepared for {filters.isa}, but {isa()} is in use; prepare anew"
             )
-        bias = None if bias is None else _float32(bias)
         compute = _forward(problem, self._code, torch.get_num_threads(), relu, packed=True)
-        return compute(input, filters.packed, bias, filters.spectra)
+        packed, spectra = filters.packed, filters.spectra
+        return lambda input, bias: compute(input, packed, bias, spectra)
 
     def prepared_struct(self, problem: Problem, relu: bool) -> _binary.ProblemStruct:
-        """The problem of ``forward_prepared``, for tensors in its layout."""
+        """The problem of ``forward_prepared_of``."""
         return _struct(problem, self._code, torch.get_num_threads(), relu, packed=True)
 
     def grad_input(self, problem: Problem, grad_output: Tensor, weight: Tensor) -> Tensor:
@@ -206,15 +203,30 @@ def _forward(
     problem: Problem, algorithm: int, threads: int, relu: bool, packed: bool = False
 ) -> Callable[..., Tensor]:
     """The output of input, weight, bias and spectra; what does not depend on them is at hand."""
-    struct = _struct(problem, algorithm, threads, relu, packed)
-    empty, shape, strides = torch.empty_strided, problem.output_shape, problem.strides[1]
-    dtype = problem.dtype
+    struct, run = _struct(problem, algorithm, threads, relu, packed), library().rk_run
+    shape, dtype = problem.output_shape, problem.dtype
+    input_strides, strides = problem.strides
+    keeps_size = problem.output_size == (problem.height, problem.width)
+    like_input = keeps_size and strides == input_strides
+    empty_like, empty = torch.empty_like, torch.empty_strided
 
     def forward(
         input: Tensor, weight: Tensor, bias: Tensor | None, spectra: Tensor | None = None
     ) -> Tensor:
-        output = empty(shape, strides, dtype=dtype, device=_CPU)
-        _compute(struct, input, weight, spectra, bias, output)
+        if like_input:
+            output = empty_like(input)
+        else:
+            output = empty(shape, strides, dtype=dtype, device=_CPU)
+        status = run(
+            struct,
+            input.data_ptr(),
+            weight.data_ptr(),
+            None if spectra is None else spectra.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            output.data_ptr(),
+        )
+        if status:
+            check(status)
         return output
 
     return forward
@@ -263,6 +275,7 @@ def isas() -> tuple[str, ...]:
     return tuple(library().rk_available_isas().decode().split(","))
 
 
+@lru_cache(maxsize=1)
 def isa() -> str:
     """The instruction set in use: the best, else what ``REPLKNET_ISA`` or ``force_isa`` says."""
     return library().rk_isa().decode()
@@ -278,10 +291,12 @@ def force_isa(name: str) -> Iterator[None]:
     before = isa()
     if library().rk_force_isa(name.encode()):
         raise ValueError(f"instruction set must be one of {', '.join(isas())}; got {name!r}")
+    isa.cache_clear()
     try:
         yield
     finally:
         library().rk_force_isa(before.encode())
+        isa.cache_clear()
 
 
 def fma_peak(threads: int) -> float:

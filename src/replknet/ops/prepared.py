@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import cast
@@ -48,13 +49,17 @@ class Forward:
     filters: PreparedFilters | Tensor
     """As a native algorithm prepared them, or (C, 1, Kh, Kw)."""
 
-    def __call__(self, input: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-        """The output of an input in the problem's layout; ``relu`` clamps it at zero."""
-        problem = self.for_batch(input.shape[0])
-        if isinstance(self.filters, PreparedFilters):
+    def of_batch(self, batch: int, relu: bool) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """The output of so many images and a bias, computed with the current number of threads.
+
+        The input is in the problem's layout, the bias contiguous; ``relu`` clamps at zero.
+        """
+        problem, filters = self.for_batch(batch), self.filters
+        if isinstance(filters, PreparedFilters):
             native = cast(NativeAlgorithm, self.algorithm)
-            return native.forward_prepared(problem, input, self.filters, bias, relu)
-        return self.algorithm.forward(problem, input, self.filters, bias, relu)
+            return native.forward_prepared_of(problem, filters, relu)
+        forward = self.algorithm.forward
+        return lambda input, bias: forward(problem, input, filters, bias, relu)
 
     def for_batch(self, batch: int) -> Problem:
         return _for(self.problem, batch)
