@@ -9,6 +9,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from replknet.engine.allocator import keep_freed_memory
 from replknet.ops.algorithm import ALGORITHMS, Algorithm
 from replknet.ops.arguments import memory_format
 from replknet.ops.cost import CostTable, Curve, key, widest_kernel
@@ -31,6 +32,7 @@ def calibrate(progress: Callable[[str], None] = lambda text: None) -> CostTable:
 
     Takes a few minutes. ``progress`` is told what is measured.
     """
+    keep_freed_memory()  # new pages take longer than small kernels on large maps
     curves = {(pass_, layout): _Curves(pass_, layout) for pass_ in PASSES for layout in LAYOUTS}
     for sweep in range(SWEEPS):  # minutes apart: what else the machine does seldom hits all
         for (pass_, layout), measured in curves.items():
