@@ -79,6 +79,8 @@ def test_another_bias_is_seen():
     layer(x)
     layer.bias = layer.bias + 1
     torch.testing.assert_close(layer(x), conv(x) + 1)
+    layer.bias = layer.bias.double().repeat_interleave(2)[::2]
+    torch.testing.assert_close(layer(x), conv(x) + 1)
     layer.bias = None
     torch.testing.assert_close(layer(x), conv(x) - conv.bias[:, None, None])
 

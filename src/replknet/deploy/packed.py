@@ -16,7 +16,7 @@ from replknet.ops import depthwise_conv2d, depthwise_conv2d_relu
 from replknet.ops.arguments import four_sides, make_problem, pair
 from replknet.ops.choose import requested
 from replknet.ops.eager import is_ordinary, traced
-from replknet.ops.native import isa
+from replknet.ops.native import isa, why_missing
 from replknet.ops.packed_blocks import LargeKernel, large_kernel
 from replknet.ops.packed_pointwise import (
     Activation,
@@ -151,7 +151,8 @@ class FrozenDepthwiseConv2d(nn.Module):
         buffers: dict[str, Any] = self._buffers  # faster than attributes
         filters, bias = buffers["filters"], buffers["bias"]
         wants_gradient = torch.is_grad_enabled() and (x.requires_grad or filters.requires_grad)
-        if not (wants_gradient or traced() or filters.is_inference()) and is_ordinary(x):
+        hindered = why_missing() or wants_gradient or traced() or filters.is_inference()
+        if not hindered and is_ordinary(x):
             # All that else matters, so that a call takes one look-up.
             map = x.shape, x.stride(), x.dtype, x.device
             key = *map, self.relu, torch.get_num_threads(), *self._state(filters)

@@ -135,7 +135,7 @@ class NativeAlgorithm:
     ) -> Callable[[Tensor, Tensor | None], Tensor]:
         """``forward`` with filters from ``prepare``, for an input and a bias to come.
 
-        Both are float32, the input has the strides of the problem, the bias is contiguous.
+        The input is float32 and has the strides of the problem.
 
         Raises:
             ValueError: the instruction set changed since the filters were prepared.
@@ -146,7 +146,11 @@ class NativeAlgorithm:
             )
         compute = _forward(problem, self._code, torch.get_num_threads(), relu, packed=True)
         packed, spectra = filters.packed, filters.spectra
-        return lambda input, bias: compute(input, packed, bias, spectra)
+
+        def forward(input: Tensor, bias: Tensor | None) -> Tensor:
+            return compute(input, packed, None if bias is None else _float32(bias), spectra)
+
+        return forward
 
     def prepared_struct(self, problem: Problem, relu: bool) -> _binary.ProblemStruct:
         """The problem of ``forward_prepared_of``."""

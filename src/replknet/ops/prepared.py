@@ -52,7 +52,7 @@ class Forward:
     def of_batch(self, batch: int, relu: bool) -> Callable[[Tensor, Tensor | None], Tensor]:
         """The output of so many images and a bias, computed with the current number of threads.
 
-        The input is in the problem's layout, the bias contiguous; ``relu`` clamps at zero.
+        The input is in the problem's layout; ``relu`` clamps at zero.
         """
         problem, filters = self.for_batch(batch), self.filters
         if isinstance(filters, PreparedFilters):
