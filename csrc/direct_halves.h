@@ -6,7 +6,7 @@
 // and columns by
 //   y0 = B (x0 - x1) + (C + B) x1    y1 = (A + B) x0 - B (x0 - x1)
 // Where all inputs are positive the sum grows, where all taps are the other one does: one of each keeps rounding errors
-// small. An infinity becomes a NaN. Halving again costs as much, in factors, as it saves.
+// small. An infinity becomes a NaN.
 //
 // A map of halved columns lies in memory as its left half and its right half.
 #pragma once
