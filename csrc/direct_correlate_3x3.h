@@ -2,8 +2,8 @@
 // registers while a strip of columns runs down the map, so that every number of the output gradient is loaded once and
 // of the input little more than once.
 //
-// The tensors are read in place, and all groups of channels go down a strip before the next strip, as in
-// direct_pixels.h. Few groups leave work for all threads by going through parts of the images, whose sums are added up
+// The tensors are read in place, and all groups of channels go down a strip before the next strip: the pages of memory in
+// use are few. Few groups leave work for all threads by going through parts of the images, whose sums are added up
 // at the end.
 //
 // Sums in three levels, as long ones lose digits: of a strip, of a tile and of the images.
@@ -22,6 +22,7 @@ constexpr int kNine = 9;
 constexpr int64_t kNineFloats = kNine * kLanes;
 constexpr int kStripColumns = kSums > 14 ? 6 : 2;  // of which the output gradients of three rows are in registers
 constexpr int64_t kStripRows = 32;                 // at most
+constexpr int kRowsAhead = 6;                       // from the row in use to the one that is fetched
 constexpr int64_t kNineJobs = 16;                  // at least; a constant, so that results do not depend on threads
 
 // A tile of the output gradient, and of the input what it meets: pixel (0, 0) of the gradient reaches x from row
@@ -32,6 +33,12 @@ struct Window {
     int x_rows, x_cols, g_rows, g_cols, pad_top, pad_left;
     bool fetch;
 };
+
+template <int Count>
+static RK_INLINE void fetch_pixels(const float* pixel, int64_t step) {
+#pragma GCC unroll 8
+    for (int i = 0; i < Count; i++) __builtin_prefetch(pixel + i * step + kLine - 1, 0, 2);
+}
 
 // Adds a row of x, from column `left` on, times the output gradients g[k] of the rows that it meets by row k of the
 // taps. Edge: some columns do not exist. Border: nor do rows of gradients but those from `first` to `last`.
@@ -146,7 +153,7 @@ static NineTile nine_tile(const rk_problem& p, const Tiling& t, int64_t index) {
 
 static Window window(const Call& call, const NineTile& t, int64_t group) {
     const rk_problem& p = *call.problem;
-    const int64_t first = first_channel(p, group);
+    const int64_t first = first_channel(p.channels, group);
     Window s;
     s.x = static_cast<const float*>(call.input) + t.n * p.input_stride[0] + first;
     s.g = static_cast<const float*>(call.output) + t.n * p.output_stride[0] + first + t.row * p.output_stride[2] +
@@ -187,7 +194,7 @@ static void write_nine(const Call& call, const NinePlan& plan, int64_t group) {
     const rk_problem& p = *call.problem;
     float* const total = nine_sums(call, plan, 0, group);
     for (int64_t part = 1; part < plan.parts; part++) add_nine(total, nine_sums(call, plan, part, group));
-    const int64_t first = first_channel(p, group), end = at_most(p.channels, (group + 1) * kLanes);
+    const int64_t first = first_channel(p.channels, group), end = at_most(p.channels, (group + 1) * kLanes);
     for (int64_t channel = group * kLanes; channel < end; channel++)
         for (int64_t tap = 0; tap < kNine; tap++)
             call.weight[channel * kNine + tap] = total[tap * kLanes + channel - first];

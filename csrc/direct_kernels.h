@@ -18,11 +18,12 @@ constexpr int kMaxTaps = 7;
 constexpr int kMaxCols = 14;
 constexpr int kMaxBlockCols = 6;
 constexpr int kMaxBlockRows = 3;
-#if RK_LANES == 16 || defined(__aarch64__)  // 32 vector registers
-constexpr int kSums = 28;
+#if RK_LANES == 16 || defined(__aarch64__)
+constexpr int kRegisters = 32;
 #else
-constexpr int kSums = 14;
+constexpr int kRegisters = 16;
 #endif
+constexpr int kSums = kRegisters == 32 ? 28 : 14;
 
 // Most columns at once for `taps` taps, and most rows for `cols` columns.
 constexpr int cols_at_once(int taps) { return kSums > 14 ? kMaxCols : 15 - taps; }
@@ -42,8 +43,7 @@ struct Correlation {
     int y_rows, y_cols;
     Vec start;
     bool add, relu;
-    bool split_taps;     // where to split long sums: between rows of taps, or of x
-    bool fetch = false;  // strips bring what follows into the second level cache
+    bool split_taps;  // where to split long sums: between rows of taps, or of x
 };
 
 // Rows of taps from `begin` to `end` for the first row of outputs, `shift` less for each further row.

@@ -1,39 +1,30 @@
-// Small filters on tensors whose channels are adjacent (NHWC): the map is read and written where it lies, in strips of
-// columns. All groups of channels go down a strip before the next strip: the pages of memory in use are few.
+// Small filters on tensors whose channels are adjacent (NHWC): the map is read and written where it lies, see
+// direct_patches.h.
+//
+// Workspace of one thread: its share of the filters.
 #pragma once
 
 #include <omp.h>
 
+#include "direct_patches.h"
 #include "direct_plan.h"
 
 namespace RK_ISA {
 namespace direct {
 
-constexpr int64_t kBandRows = 16;  // at least: the rows at its borders are read twice
+constexpr int64_t kShareChannels = 64;  // at least: threads that write neighbouring lines wait for each other
 
 static bool suits_pixels(const rk_problem& p) {
     const bool forward = p.pass == RK_FORWARD, by_two = p.stride_w == 2 && forward;
-    // 7 rows of outputs are too many for maps in the caches: those beyond the borders count
+    // small maps have few patches of 7 taps that meet no border: a packed copy is faster
     const bool small = p.kernel_w == 3 || p.kernel_w == 5 || (p.kernel_w == 7 && (by_two || outgrows_caches(p)));
     return (forward || p.pass == RK_GRAD_INPUT) && small && p.kernel_h == p.kernel_w && p.dtype == RK_F32 &&
            (p.stride_w == 1 || by_two) && p.stride_h == p.stride_w && p.dilation_h == 1 && p.dilation_w == 1 &&
            p.input_stride[1] == 1 && p.output_stride[1] == 1 && p.channels >= kLanes;
 }
 
-// The last group of channels overlaps the one before it where their number is no multiple of kLanes.
-static int64_t first_channel(const rk_problem& p, int64_t group) {
-    return at_most(group * kLanes, p.channels - kLanes);
-}
-
-// Filters of each thread: of the groups whose number has its remainder.
-static int64_t groups_of_thread(const rk_problem& p) { return divide_up(group_count(p.channels), p.threads); }
-
-static size_t pixels_workspace(const rk_problem& p) { return groups_of_thread(p) * filter_floats(p) * sizeof(float); }
-
-static float* filter_of(const Call& call, int64_t group) {
-    const rk_problem& p = *call.problem;
-    char* const workspace = call.workspace + group % p.threads * call.workspace_stride;
-    return reinterpret_cast<float*>(workspace) + group / p.threads * filter_floats(p);
+static size_t pixels_workspace(const rk_problem& p) {
+    return divide_up(group_count(p.channels), p.threads) * filter_floats(p) * sizeof(float);
 }
 
 // The filters of a group of channels tap by tap, as `read_filter` writes them.
@@ -48,55 +39,68 @@ static void read_filters(const rk_problem& p, const float* weight, int64_t first
     if (p.pass == RK_GRAD_INPUT) flip(filters, taps);
 }
 
-static Correlation channels_of(const Call& call, int64_t n, int64_t group) {
+static Pixels pixels_of(const Call& call, const float* filters, int64_t n) {
     const rk_problem& p = *call.problem;
     const bool flipped = p.pass == RK_GRAD_INPUT;
-    const int64_t first = first_channel(p, group);
-    float* const input = static_cast<float*>(call.input) + n * p.input_stride[0] + first;
-    float* const output = static_cast<float*>(call.output) + n * p.output_stride[0] + first;
+    float* const input = static_cast<float*>(call.input) + n * p.input_stride[0];
+    float* const output = static_cast<float*>(call.output) + n * p.output_stride[0];
     const int64_t* x_stride = flipped ? p.output_stride : p.input_stride;
     const int64_t* y_stride = flipped ? p.input_stride : p.output_stride;
-    Correlation c;
-    c.x = flipped ? output : input;
-    c.x_pitch = x_stride[2];
-    c.x_step = x_stride[3];
-    c.x_rows = int(flipped ? p.out_h : p.in_h);
-    c.x_cols = int(flipped ? p.out_w : p.in_w);
-    c.w = filter_of(call, group);
-    c.pad_top = flipped ? p.kernel_h - 1 - p.pad_top : p.pad_top;
-    c.pad_left = flipped ? p.kernel_w - 1 - p.pad_left : p.pad_left;
-    c.y = flipped ? input : output;
-    c.y_pitch = y_stride[2];
-    c.y_step = y_stride[3];
-    c.start = call.bias ? load(call.bias + first) : Vec{};
-    c.relu = p.relu;
-    c.fetch = outgrows_caches(p) && group % (kLine / kLanes) == 0;
-    return c;
+    Pixels pixels;
+    pixels.x = flipped ? output : input;
+    pixels.x_pitch = x_stride[2];
+    pixels.x_step = x_stride[3];
+    pixels.x_rows = int(flipped ? p.out_h : p.in_h);
+    pixels.x_cols = int(flipped ? p.out_w : p.in_w);
+    pixels.w = filters;
+    pixels.pad_top = flipped ? p.kernel_h - 1 - p.pad_top : p.pad_top;
+    pixels.pad_left = flipped ? p.kernel_w - 1 - p.pad_left : p.pad_left;
+    pixels.y = flipped ? input : output;
+    pixels.y_pitch = y_stride[2];
+    pixels.y_step = y_stride[3];
+    pixels.bias = call.bias;
+    pixels.relu = p.relu;
+    pixels.channels = p.channels;
+    pixels.fetch = outgrows_caches(p);
+    return pixels;
+}
+
+// Parts of an image for every thread to have work: of its groups and rows.
+struct Parts {
+    int64_t groups, rows;
+};
+
+// At least `patch` rows each. Large images are split by rows first, as whole pixels are read and written faster.
+static Parts parts_of(const rk_problem& p, int64_t rows, int64_t patch) {
+    const int64_t wanted = divide_up(4 * p.threads, p.batch), most_groups = at_least(1, p.channels / kShareChannels);
+    const int64_t most_rows = at_least(1, rows / patch);
+    if (outgrows_caches(p)) {
+        const int64_t bands = at_most(wanted, most_rows);
+        return {at_most(divide_up(wanted, bands), most_groups), bands};
+    }
+    const int64_t groups = at_most(wanted, most_groups);
+    return {groups, at_most(divide_up(wanted, groups), most_rows)};
 }
 
 template <int K, int S>
 static void run_pixels(const Call& call) {
     const rk_problem& p = *call.problem;
     const bool flipped = p.pass == RK_GRAD_INPUT;
-    const int64_t height = flipped ? p.in_h : p.out_h, groups = group_count(p.channels);
-    const Split columns(int(flipped ? p.in_w : p.out_w), strip_columns(K, S));
-    // work for every thread: bands of rows first, as two threads that share pixels wait for each other's pages
-    const int64_t strips = p.batch * columns.parts, wanted = divide_up(4 * p.threads, strips);
-    const int64_t bands = at_least(1, at_most(wanted, height / kBandRows));
-    const int64_t parts = at_most(groups, divide_up(wanted, bands)), jobs = strips * bands * parts;
+    const int64_t groups = group_count(p.channels), rows = flipped ? p.in_h : p.out_h, cols = flipped ? p.in_w : p.out_w;
+    const Parts parts = parts_of(p, rows, patch_rows(K));
+    const int64_t jobs = p.batch * parts.rows * parts.groups;
+    float* const filters = reinterpret_cast<float*>(call.workspace);  // those of all threads, which follow each other
 #pragma omp parallel num_threads(p.threads)
     {
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        for (int64_t group = thread; group < groups; group += threads)
-            read_filters(p, call.weight, first_channel(p, group), filter_of(call, group));
+        for (int64_t group = groups * thread / threads; group < groups * (thread + 1) / threads; group++)
+            read_filters(p, call.weight, first_channel(p.channels, group), filters + group * filter_floats(p));
 #pragma omp barrier
         for (int64_t i = jobs * thread / threads; i < jobs * (thread + 1) / threads; i++) {
-            const int64_t part = i % parts, block = i / parts % columns.parts, band = i / parts / columns.parts % bands;
-            const int64_t n = i / parts / columns.parts / bands;
-            const int col = columns.begin(int(block)), width = columns.end(int(block)) - col;
-            for (int64_t group = groups * part / parts; group < groups * (part + 1) / parts; group++)
-                correlate_columns<K, S>(channels_of(call, n, group), col, width, int(height * band / bands),
-                                        int(height * (band + 1) / bands));
+            const int64_t part = i % parts.groups, band = i / parts.groups % parts.rows, n = i / parts.groups / parts.rows;
+            const Share share = {groups * part / parts.groups, groups * (part + 1) / parts.groups,
+                                 int(rows * band / parts.rows), int(rows * (band + 1) / parts.rows)};
+            correlate_pixels<K, S>(pixels_of(call, filters, n), share, int(cols));
         }
     }
 }

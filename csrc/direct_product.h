@@ -24,9 +24,7 @@ struct Product {
 
 // GCC keeps taps that two inputs share, and spills sums for them where registers are few.
 static RK_INLINE void forget_loads() {
-#if RK_LANES == 8
-    asm volatile("" ::: "memory");
-#endif
+    if constexpr (kRegisters == 16) asm volatile("" ::: "memory");
 }
 
 template <int R, int T, int Step>

@@ -1,7 +1,7 @@
 // The direct algorithm on one tile: a correlation of one group of channels.
 #pragma once
 
-#include "direct_strips.h"
+#include "direct_kernels.h"
 #include "phase.h"
 
 namespace RK_ISA {
@@ -84,22 +84,12 @@ static void correlate_by_blocks(const Correlation& c) {
     });
 }
 
-// Whether one strip holds all columns of a filter of taps x taps, side by side; more strips are slower than blocks.
-static RK_INLINE bool suits_strip(const Correlation& c, int taps) {
-    const bool filter = c.kernel_rows == taps && c.kernel_cols == taps && c.w_step == kLanes && c.w_pitch == taps * kLanes;
-    return filter && c.y_cols <= strip_columns(taps, 1) && !c.add;
-}
-
 // The order in which the products of an output are added up depends neither on where its row lies in y nor on how
 // many rows y has, when `split_taps`.
 static void correlate(const Correlation& c) {
     const bool few_columns = c.y_cols <= kMaxBlockCols && 3 * c.y_cols <= c.kernel_cols && c.y_cols <= c.x_cols;
     if (!c.x_rows || !c.x_cols || !c.kernel_rows || !c.kernel_cols)
         correlate_nothing(c);
-    else if (suits_strip(c, 3))
-        correlate_columns<3, 1>(c, 0, c.y_cols, 0, c.y_rows);
-    else if (suits_strip(c, 5))
-        correlate_columns<5, 1>(c, 0, c.y_cols, 0, c.y_rows);
     else if (few_columns && c.x_step == kLanes)
         correlate_by_blocks(c);
     else

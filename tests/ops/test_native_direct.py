@@ -194,7 +194,7 @@ def test_small_filters_packed_or_not_give_the_same(isa, taps, channels):
 @pytest.mark.parametrize("size", [(1, 1), (6, 2), (2, 4), (5, 6), (7, 7), (13, 8)])
 @pytest.mark.parametrize("taps", [3, 5])
 def test_small_filters_on_narrow_maps_give_the_same_in_every_layout(isa, taps, size, layout):
-    """One strip of a packed map, blocks of one, and strips of a map where it lies."""
+    """Packed maps, and patches of a map where it lies."""
     input, grad_output = torch.randn(2, 32, *size), torch.randn(2, 32, *size)
     weight, padding = torch.randn(32, 1, taps, taps), (taps // 2,) * 4
     with native.force_isa(isa):
