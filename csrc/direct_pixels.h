@@ -65,21 +65,20 @@ static Pixels pixels_of(const Call& call, const float* filters, int64_t n) {
     return pixels;
 }
 
-// Parts of an image for every thread to have work: of its groups and rows.
+// Parts of an image for every thread to have work: of its groups and of its rows of patches.
 struct Parts {
     int64_t groups, rows;
 };
 
-// At least `patch` rows each. Large images are split by rows first, as whole pixels are read and written faster.
-static Parts parts_of(const rk_problem& p, int64_t rows, int64_t patch) {
+// Large images are split by rows first, as whole pixels are read and written faster.
+static Parts parts_of(const rk_problem& p, int64_t patches) {
     const int64_t wanted = divide_up(4 * p.threads, p.batch), most_groups = at_least(1, p.channels / kShareChannels);
-    const int64_t most_rows = at_least(1, rows / patch);
     if (outgrows_caches(p)) {
-        const int64_t bands = at_most(wanted, most_rows);
-        return {at_most(divide_up(wanted, bands), most_groups), bands};
+        const int64_t rows = at_most(wanted, patches);
+        return {at_most(divide_up(wanted, rows), most_groups), rows};
     }
     const int64_t groups = at_most(wanted, most_groups);
-    return {groups, at_most(divide_up(wanted, groups), most_rows)};
+    return {groups, at_most(divide_up(wanted, groups), patches)};
 }
 
 template <int K, int S>
@@ -87,7 +86,8 @@ static void run_pixels(const Call& call) {
     const rk_problem& p = *call.problem;
     const bool flipped = p.pass == RK_GRAD_INPUT;
     const int64_t groups = group_count(p.channels), rows = flipped ? p.in_h : p.out_h, cols = flipped ? p.in_w : p.out_w;
-    const Parts parts = parts_of(p, rows, patch_rows(K));
+    const int64_t patches = divide_up(rows, patch_rows(K));
+    const Parts parts = parts_of(p, patches);
     const int64_t jobs = p.batch * parts.rows * parts.groups;
     float* const filters = reinterpret_cast<float*>(call.workspace);  // those of all threads, which follow each other
 #pragma omp parallel num_threads(p.threads)
@@ -98,8 +98,9 @@ static void run_pixels(const Call& call) {
 #pragma omp barrier
         for (int64_t i = jobs * thread / threads; i < jobs * (thread + 1) / threads; i++) {
             const int64_t part = i % parts.groups, band = i / parts.groups % parts.rows, n = i / parts.groups / parts.rows;
-            const Share share = {groups * part / parts.groups, groups * (part + 1) / parts.groups,
-                                 int(rows * band / parts.rows), int(rows * (band + 1) / parts.rows)};
+            const int64_t first_row = patches * band / parts.rows * patch_rows(K);
+            const int64_t last_row = at_most(rows, patches * (band + 1) / parts.rows * patch_rows(K));
+            const Share share = {groups * part / parts.groups, groups * (part + 1) / parts.groups, int(first_row), int(last_row)};
             correlate_pixels<K, S>(pixels_of(call, filters, n), share, int(cols));
         }
     }
