@@ -93,7 +93,7 @@ static void correlate_patches(const Pixels& given, const Share& share, int row, 
                     const Vec v = load(line + j * p.x_step);
 #pragma GCC unroll 4
                     for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
                         for (int l = 0; l < K; l++) {
                             const int k = i - r * S, t = (j - l) / S;
                             if (k >= 0 && k < K && j >= l && (j - l) % S == 0 && t < T)

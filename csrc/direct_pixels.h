@@ -15,12 +15,14 @@ namespace direct {
 constexpr int64_t kShareChannels = 64;  // at least: threads that write neighbouring lines wait for each other
 
 static bool suits_pixels(const rk_problem& p) {
+    const int taps = p.kernel_w;
     const bool forward = p.pass == RK_FORWARD, by_two = p.stride_w == 2 && forward;
-    // small maps have few patches of 7 taps that meet no border: a packed copy is faster
-    const bool small = p.kernel_w == 3 || p.kernel_w == 5 || (p.kernel_w == 7 && (by_two || outgrows_caches(p)));
-    return (forward || p.pass == RK_GRAD_INPUT) && small && p.kernel_h == p.kernel_w && p.dtype == RK_F32 &&
-           (p.stride_w == 1 || by_two) && p.stride_h == p.stride_w && p.dilation_h == 1 && p.dilation_w == 1 &&
-           p.input_stride[1] == 1 && p.output_stride[1] == 1 && p.channels >= kLanes;
+    // packed copies are faster where maps are in the caches or many patches meet their borders
+    const bool in_place = taps == 3 || taps == 5 || by_two || (outgrows_caches(p) && p.in_w >= 5 * taps);
+    return (forward || p.pass == RK_GRAD_INPUT) && taps % 2 == 1 && taps >= 3 && taps <= 9 && p.kernel_h == taps &&
+           in_place && p.dtype == RK_F32 && (p.stride_w == 1 || by_two) && p.stride_h == p.stride_w &&
+           p.dilation_h == 1 && p.dilation_w == 1 && p.input_stride[1] == 1 && p.output_stride[1] == 1 &&
+           p.channels >= kLanes;
 }
 
 static size_t pixels_workspace(const rk_problem& p) {
@@ -109,7 +111,8 @@ static void run_pixels(const Call& call) {
 static void run_pixels(const Call& call) {
     static constexpr void (*kernels[][2])(const Call&) = {{run_pixels<3, 1>, run_pixels<3, 2>},
                                                           {run_pixels<5, 1>, run_pixels<5, 2>},
-                                                          {run_pixels<7, 1>, run_pixels<7, 2>}};
+                                                          {run_pixels<7, 1>, run_pixels<7, 2>},
+                                                          {run_pixels<9, 1>, run_pixels<9, 2>}};
     kernels[call.problem->kernel_w / 2 - 1][call.problem->stride_w - 1](call);
 }
 

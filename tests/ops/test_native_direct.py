@@ -146,7 +146,7 @@ def test_small_filters_along_rows(isa, taps):
 
 @each_isa
 @pytest.mark.parametrize("channels", [8, 16, 37, 130, 520])
-@pytest.mark.parametrize("taps", [3, 5, 7])
+@pytest.mark.parametrize("taps", [3, 5, 7, 9])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_small_filters_along_channels(isa, stride, taps, channels):
     """Every number of columns at once, few and many channels, the filter off the map's middle."""
@@ -162,13 +162,13 @@ def test_small_filters_along_channels(isa, stride, taps, channels):
                     (stride, stride),
                     layout="NHWC",
                 )
-        check((1, channels, 70, 5), (taps, taps), (1, 2, 1, 2), (stride, stride), layout="NHWC")
+        check((1, channels, 70, 6), (taps, taps), (1, 2, 1, 2), (stride, stride), layout="NHWC")
 
 
 @each_isa
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("shape", [(3, 38, 90, 104), (1, 520, 40, 66), (1, 3, 610, 620)])
-@pytest.mark.parametrize(("taps", "stride"), [(3, 1), (3, 2), (7, 1)])
+@pytest.mark.parametrize(("taps", "stride"), [(3, 1), (3, 2), (7, 1), (9, 1)])
 def test_small_filters_on_images_that_outgrow_the_caches(isa, taps, stride, shape, layout):
     with native.force_isa(isa):
         for padding in ((taps // 2,) * 4, (0, 1, 2, 0)):
