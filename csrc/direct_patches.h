@@ -13,8 +13,8 @@ constexpr int patch_rows(int taps) { return taps == 3 ? 2 : 3; }
 constexpr int patch_cols(int taps, int stride) { return taps == 3 || stride == 2 ? 4 : 3; }
 constexpr int kMaxPatchCols = 4;
 
-// Maps of groups of channels whose pixels are adjacent; pixel (0, 0) of x and y, the filters of all groups one behind the
-// other, and a bias of each channel or NULL.
+// Maps whose channels are adjacent, from pixel (0, 0) on; the filters of all groups one behind the other, and a bias of each
+// channel or NULL.
 struct Pixels {
     const float* x;
     int64_t x_pitch, x_step;
@@ -26,7 +26,7 @@ struct Pixels {
     const float* bias;
     bool relu;
     int64_t channels;  // at least kLanes
-    bool fetch;        // brings what the next patch meets into the second level cache
+    bool fetch;        // what the next patch meets
 };
 
 // Groups and rows of outputs, from the first to before the last.
@@ -41,6 +41,7 @@ static RK_INLINE int64_t first_channel(int64_t channels, int64_t group) {
     return first < channels - kLanes ? first : channels - kLanes;
 }
 
+// Brings what follows in memory into the second level cache.
 template <int Floats, int Rows>
 static RK_INLINE void fetch_rows(const float* row, int64_t pitch) {
 #pragma GCC unroll 8
