@@ -1,7 +1,7 @@
 // Small filters on tensors whose channels are adjacent (NHWC): the map is read and written where it lies, see
 // direct_patches.h.
 //
-// Workspace of one thread: its share of the filters.
+// Workspace of one thread: the filters, which all threads share in that of the first.
 #pragma once
 
 #include <omp.h>
@@ -26,7 +26,7 @@ static bool suits_pixels(const rk_problem& p) {
 }
 
 static size_t pixels_workspace(const rk_problem& p) {
-    return divide_up(group_count(p.channels), p.threads) * filter_floats(p) * sizeof(float);
+    return group_count(p.channels) * filter_floats(p) * sizeof(float);
 }
 
 // The filters of a group of channels tap by tap, as `read_filter` writes them.
@@ -91,7 +91,7 @@ static void run_pixels(const Call& call) {
     const int64_t patches = divide_up(rows, patch_rows(K));
     const Parts parts = parts_of(p, patches);
     const int64_t jobs = p.batch * parts.rows * parts.groups;
-    float* const filters = reinterpret_cast<float*>(call.workspace);  // those of all threads, which follow each other
+    float* const filters = reinterpret_cast<float*>(call.workspace);
 #pragma omp parallel num_threads(p.threads)
     {
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
