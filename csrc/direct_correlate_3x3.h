@@ -22,7 +22,7 @@ constexpr int kNine = 9;
 constexpr int64_t kNineFloats = kNine * kLanes;
 constexpr int kStripColumns = kSums > 14 ? 6 : 2;  // of which the output gradients of three rows are in registers
 constexpr int64_t kStripRows = 32;                 // at most
-constexpr int kRowsAhead = 6;                       // from the row in use to the one that is fetched
+constexpr int kRowsAhead = 6;                      // from the row in use to the one that is fetched
 constexpr int64_t kNineJobs = 16;                  // at least; a constant, so that results do not depend on threads
 
 // A tile of the output gradient, and of the input what it meets: pixel (0, 0) of the gradient reaches x from row

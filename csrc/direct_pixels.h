@@ -1,7 +1,7 @@
 // Small filters on tensors whose channels are adjacent (NHWC): the map is read and written where it lies, see
 // direct_patches.h.
 //
-// Workspace of one thread: the filters, which all threads share in that of the first.
+// Workspace of one thread: the filters, which all threads share in that of the first; at most 2 MiB.
 #pragma once
 
 #include <omp.h>
@@ -12,7 +12,12 @@
 namespace RK_ISA {
 namespace direct {
 
-constexpr int64_t kShareChannels = 64;  // at least: threads that write neighbouring lines wait for each other
+constexpr size_t kFiltersBytes = 2 << 20;  // at most
+constexpr int64_t kShareChannels = 64;      // at least: threads that write neighbouring lines wait for each other
+
+static size_t pixels_workspace(const rk_problem& p) {
+    return group_count(p.channels) * filter_floats(p) * sizeof(float);
+}
 
 static bool suits_pixels(const rk_problem& p) {
     const int taps = p.kernel_w;
@@ -22,11 +27,7 @@ static bool suits_pixels(const rk_problem& p) {
     return (forward || p.pass == RK_GRAD_INPUT) && taps % 2 == 1 && taps >= 3 && taps <= 9 && p.kernel_h == taps &&
            in_place && p.dtype == RK_F32 && (p.stride_w == 1 || by_two) && p.stride_h == p.stride_w &&
            p.dilation_h == 1 && p.dilation_w == 1 && p.input_stride[1] == 1 && p.output_stride[1] == 1 &&
-           p.channels >= kLanes;
-}
-
-static size_t pixels_workspace(const rk_problem& p) {
-    return group_count(p.channels) * filter_floats(p) * sizeof(float);
+           p.channels >= kLanes && pixels_workspace(p) <= kFiltersBytes;
 }
 
 // The filters of a group of channels tap by tap, as `read_filter` writes them.
