@@ -1,8 +1,9 @@
 // Discrete Fourier transforms of one radix, entirely in registers: natural order in and out.
 //
 // Every element is a vector of channels, so each operation is vertical. An inverse transform (unscaled) is the
-// forward one with real and imaginary parts exchanged: dft<R>(im, re). Inputs that are the constant zero and
-// outputs that nobody reads cost nothing: the compiler folds them away (with -fno-signed-zeros).
+// forward one with real and imaginary parts exchanged: dft<R>(im, re). Outputs that nobody reads cost nothing.
+//
+// Not for -fno-signed-zeros, with which GCC forms both a - b and b - a. Without it a zero to start a sum from is not free.
 #pragma once
 
 #include "simd.h"
@@ -67,14 +68,9 @@ static RK_INLINE void rotate(Vec& re, Vec& im) {
             im = -r;
         } else if constexpr (octant == 3) {
             re = (i - r) * h;
-            im = -(r + i) * h;
-        } else if constexpr (octant == 4) {
-            re = -r;
-            im = -i;
+            im = (r + i) * -h;
         } else {
-            rotate<E - N / 2, N>(re, im);
-            re = -re;
-            im = -im;
+            static_assert(octant < 4, "no butterfly rotates so far");
         }
     } else {
         constexpr float c = float(root(e, N).re), s = float(root(e, N).im);
@@ -102,13 +98,15 @@ static RK_INLINE void dft_odd_prime(Vec* re, Vec* im) {
     });
     unroll<H>(RK_LAMBDA(auto frequency) {
         constexpr int k = frequency;
-        Vec even_re = first_re, even_im = first_im, odd_re = {}, odd_im = {};
-        unroll<H>(RK_LAMBDA(auto j) {
-            constexpr Root w = root((j + 1) * (k + 1), R);
-            even_re += sum_re[j] * float(w.re);
-            even_im += sum_im[j] * float(w.re);
-            odd_re += dif_re[j] * float(w.im);
-            odd_im += dif_im[j] * float(w.im);
+        constexpr Root first = root(k + 1, R);
+        Vec even_re = first_re + sum_re[0] * float(first.re), odd_re = dif_re[0] * float(first.im);
+        Vec even_im = first_im + sum_im[0] * float(first.re), odd_im = dif_im[0] * float(first.im);
+        unroll<H - 1>(RK_LAMBDA(auto j) {
+            constexpr Root w = root((j + 2) * (k + 1), R);
+            even_re += sum_re[j + 1] * float(w.re);
+            even_im += sum_im[j + 1] * float(w.re);
+            odd_re += dif_re[j + 1] * float(w.im);
+            odd_im += dif_im[j + 1] * float(w.im);
         });
         re[k + 1] = even_re + odd_im;
         im[k + 1] = even_im - odd_re;

@@ -9,16 +9,62 @@
 
 namespace RK_ISA {
 
+// A constant number of groups, whose buffers and bias stay in registers.
+template <int G>
+struct Together {
+    static constexpr int count = G;
+};
+
+// Calls move(Together, index of the first) for all groups.
+template <class F>
+static RK_INLINE void move_together(int64_t groups, F move) {
+    int64_t first = 0;
+    for (; first + 4 <= groups; first += 4) move(Together<4>{}, first);
+    if (first + 2 <= groups) {
+        move(Together<2>{}, first);
+        first += 2;
+    }
+    if (first < groups) move(Together<1>{}, first);
+}
+
+// Some pixels of G groups from `first` on, `step` elements apart; in the buffers from `at` on.
+template <int G, class T>
+static RK_INLINE void read_groups(const T* pixel, int64_t step, int64_t cols, float* const* buffers, int64_t first, int64_t at) {
+    float* target[G];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; g++) target[g] = buffers[first + g] + at;
+    pixel += first * kLanes;
+    for (int64_t c = 0; c < cols; c++, pixel += step)
+#pragma GCC unroll 4
+        for (int g = 0; g < G; g++) store(target[g] + c * kLanes, load(pixel + g * kLanes));
+}
+
+template <int G, class T>
+static RK_INLINE void write_groups(T* pixel, int64_t step, int64_t cols, float* const* buffers, int64_t first, int64_t at,
+                                   const float* bias, bool relu) {
+    const float* source[G];
+    Vec added[G];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; g++) {
+        source[g] = buffers[first + g] + at;
+        added[g] = bias ? load(bias + (first + g) * kLanes) : Vec{};
+    }
+    pixel += first * kLanes;
+    for (int64_t c = 0; c < cols; c++, pixel += step)
+#pragma GCC unroll 4
+        for (int g = 0; g < G; g++) store(pixel + g * kLanes, finish(load(source[g] + c * kLanes), added[g], relu));
+}
+
 template <class T>
 static void read_pixels(const Image& first, int64_t groups, int64_t row, int64_t col, const Inside& in, float* const* buffers,
                         int64_t pitch) {
     const T* line = reinterpret_cast<const T*>(first.data) + (row + in.top) * first.h + (col + in.left) * first.w;
-    const int64_t rows = in.rows, cols = in.cols, next_line = first.h, next_pixel = first.w;
+    const int64_t rows = in.rows, cols = in.cols, next_line = first.h, step = first.w;
     int64_t at = in.top * pitch + in.left * kLanes;
-    for (int64_t r = 0; r < rows; r++, line += next_line, at += pitch - cols * kLanes) {
-        const T* pixel = line;
-        for (int64_t c = 0; c < cols; c++, pixel += next_pixel, at += kLanes)
-            for (int64_t g = 0; g < groups; g++) store(buffers[g] + at, load(pixel + g * kLanes));
+    for (int64_t r = 0; r < rows; r++, line += next_line, at += pitch) {
+        move_together(groups, [&](auto together, int64_t group) {
+            read_groups<decltype(together)::count>(line, step, cols, buffers, group, at);
+        });
     }
 }
 
@@ -26,15 +72,13 @@ template <class T>
 static void write_pixels(const Image& first, int64_t groups, int64_t row, int64_t col, const Inside& in,
                          float* const* buffers, int64_t pitch, const float* bias, bool relu) {
     T* line = reinterpret_cast<T*>(first.data) + (row + in.top) * first.h + (col + in.left) * first.w;
-    const int64_t rows = in.rows, cols = in.cols, next_line = first.h, next_pixel = first.w;
+    const int64_t rows = in.rows, cols = in.cols, next_line = first.h, step = first.w;
     const float* const added = bias ? bias + first.first_channel : nullptr;
     int64_t at = in.top * pitch + in.left * kLanes;
-    for (int64_t r = 0; r < rows; r++, line += next_line, at += pitch - cols * kLanes) {
-        T* pixel = line;
-        for (int64_t c = 0; c < cols; c++, pixel += next_pixel, at += kLanes)
-            for (int64_t g = 0; g < groups; g++)
-                store(pixel + g * kLanes,
-                      finish(load(buffers[g] + at), added ? load(added + g * kLanes) : Vec{}, relu));
+    for (int64_t r = 0; r < rows; r++, line += next_line, at += pitch) {
+        move_together(groups, [&](auto together, int64_t group) {
+            write_groups<decltype(together)::count>(line, step, cols, buffers, group, at, added, relu);
+        });
     }
 }
 
