@@ -106,9 +106,8 @@ def _call(
         nothing_listens()
         and is_ordinary(input)
         and is_ordinary(weight)
-        and is_ordinary(bias)
         and input.device == weight.device
-        and (bias is None or input.device == bias.device)
+        and (bias is None or (is_ordinary(bias) and input.device == bias.device))
     ):
         grads = 0
         if torch.is_grad_enabled():
@@ -125,9 +124,9 @@ def _call(
             None if bias is None else bias.shape,
             None if bias is None else bias.stride(),
             None if bias is None else bias.dtype,
-            _hashable(stride),
-            _hashable(padding),
-            _hashable(dilation),
+            tuple(stride) if type(stride) is list else stride,
+            tuple(padding) if type(padding) is list else padding,
+            tuple(dilation) if type(dilation) is list else dilation,
             relu,
             algorithm,
             requested(algorithm),
@@ -152,10 +151,6 @@ def _call(
             )
         return _as_aten(input, weight, bias, steps, sides, holes, relu, algorithm)
     return library.forward(input, weight, bias, steps, sides, holes, relu, algorithm)
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 @lru_cache(maxsize=4096)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+# Under names of their own: looking them up in PyTorch's modules reads what kernels have evicted.
+_keys, _modes = torch._C._dispatch_keys, torch._C._dispatch_tls_local_include_set
+_autocasts, _profiles = torch._C._is_any_autocast_enabled, torch.autograd._profiler_enabled
 
 _ORDINARY_TYPES = (Tensor, torch.nn.Parameter)
 _Key, _KeySet = torch._C.DispatchKey, torch._C.DispatchKeySet
@@ -23,7 +28,7 @@ def _ordinary_keys() -> set[int]:
         plain.append(torch.zeros((), device="cpu"))
     ordinary = set()
     for tensor in plain:
-        keys, there = torch._C._dispatch_keys(tensor), _KeySet(_Key.CUDA)
+        keys, there = _keys(tensor), _KeySet(_Key.CUDA)
         for on_cpu, on_cuda in _ON_CUDA.items():
             if keys.has(on_cpu):
                 there |= _KeySet(on_cuda)
@@ -43,14 +48,14 @@ def transforms_active() -> bool:
     """Whether a transform of torch.func or forward-mode differentiation is at work."""
     if forward_ad._current_level >= 0:
         return True
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return not is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def differentiated_by_transforms() -> bool:
     """Whether forward-mode differentiation, or a torch.func that differentiates, is at work."""
     if forward_ad._current_level >= 0:
         return True
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+    if is_compiling() or not torch._C._are_functorch_transforms_active():
         return False
     return any(level.key() in _DERIVATIVES for level in torch._C._functorch.get_interpreter_stack())
 
@@ -58,23 +63,19 @@ def differentiated_by_transforms() -> bool:
 def traced() -> bool:
     """Whether a compiler, tracer, transform or mode is to see operators."""
     return (
-        torch.compiler.is_compiling()
-        or torch._C._dispatch_tls_local_include_set().raw_repr() not in _ORDINARY_MODES
-        or torch._C._get_tracing_state() is not None
+        is_compiling()
+        or _modes().raw_repr() not in _ORDINARY_MODES  # torch.jit.trace has one, too
         or forward_ad._current_level >= 0
     )
 
 
 def nothing_listens() -> bool:
     """Whether no transform, mode, autocast, tracer, compiler or profiler is to see operators."""
-    return not (
-        traced() or torch._C._is_any_autocast_enabled() or torch.autograd._profiler_enabled()
-    )
+    return not (traced() or _autocasts() or _profiles())
 
 
 def is_ordinary(tensor: Tensor | None) -> bool:
     """Whether a tensor is no more than strided memory of a CPU or CUDA GPU (or is None)."""
     return tensor is None or (
-        type(tensor) in _ORDINARY_TYPES
-        and torch._C._dispatch_keys(tensor).raw_repr() in _ORDINARY_KEYS
+        type(tensor) in _ORDINARY_TYPES and _keys(tensor).raw_repr() in _ORDINARY_KEYS
     )
