@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ def _conv2d(input: Tensor, weight: Tensor) -> Tensor:
 
 
 def _ours(algorithm: str) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda input, weight: depthwise_conv2d(input, weight, algorithm=algorithm)
+    return partial(depthwise_conv2d, algorithm=algorithm)
 
 
 def _optimized(case: Case) -> Call:
@@ -118,18 +119,11 @@ def _optimized(case: Case) -> Call:
         case.channels, case.channels, case.kernel_size, padding=case.padding, bias=False
     )
     conv.weight.data = weight
-    return _inference(optimize(conv), input)
-
-
-def _inference(function: Callable[..., Tensor], *tensors: Tensor) -> Call:
-    def call() -> Tensor:
-        with torch.no_grad():
-            return function(*tensors)
-
-    return call
+    return partial(optimize(conv.requires_grad_(False)), input)
 
 
 def _tensors(case: Case, format: torch.memory_format) -> tuple[Tensor, Tensor, Tensor]:
+    """Input, weight and gradient of the output; none of them wants a gradient."""
     generator = torch.Generator().manual_seed(0)
     input = torch.randn(case.batch, case.channels, *case.size, generator=generator)
     weight = torch.randn(case.channels, 1, *case.kernel_size, generator=generator)
@@ -142,7 +136,7 @@ def _torch_engine(
 ) -> Engine:
     def forward(case: Case) -> Call:
         input, weight, _ = _tensors(case, format)
-        return _inference(convolve, input, weight)
+        return partial(convolve, input, weight)
 
     def train(case: Case) -> Call:
         input, weight, grad_output = _tensors(case, format)
