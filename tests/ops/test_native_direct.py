@@ -278,18 +278,16 @@ def test_filters_that_reach_everywhere_are_exact_for_positive_numbers(isa, size,
 @each_isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [7, 14])
-def test_bias_and_relu_after_filters_that_reach_everywhere(isa, dtype, size):
-    input, weight = torch.randn(2, 19, size, size), torch.randn(19, 1, 2 * size - 1, 2 * size - 1)
-    bias = torch.randn(19)
-    problem = native_problem("forward", input.to(dtype), weight, (size - 1,) * 4)
+@pytest.mark.parametrize(("channels", "layout"), [(19, "NCHW"), (115, "NHWC")])
+def test_bias_and_relu_after_filters_that_reach_everywhere(isa, dtype, size, channels, layout):
+    input = lay_out(torch.randn(2, channels, size, size).to(dtype), layout)
+    weight = torch.randn(channels, 1, 2 * size - 1, 2 * size - 1).to(dtype)
+    bias = torch.randn(channels).to(dtype)
+    problem = native_problem("forward", input, weight, (size - 1,) * 4)
     with native.force_isa(isa):
-        result = DIRECT.forward(problem, input.to(dtype), weight.to(dtype), bias.to(dtype), True)
+        result = DIRECT.forward(problem, input, weight, bias, True)
     sums = torch.nn.functional.conv2d(
-        input.to(dtype).double(),
-        weight.to(dtype).double(),
-        bias.to(dtype).double(),
-        padding=size - 1,
-        groups=19,
+        input.double(), weight.double(), bias.double(), padding=size - 1, groups=channels
     )
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(result.double(), sums.relu(), rtol=eps, atol=2e-5)
