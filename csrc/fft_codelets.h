@@ -11,11 +11,6 @@
 namespace RK_ISA::spectral {
 
 // Calls f(Index<0>), ..., f(Index<N - 1>): a loop that is certain to be unrolled, with constant indices.
-template <int I>
-struct Index {
-    constexpr operator int() const { return I; }
-};
-
 template <int N, int I = 0, class F>
 static RK_INLINE constexpr void unroll(F&& f) {
     if constexpr (I < N) {

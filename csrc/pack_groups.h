@@ -9,22 +9,17 @@
 
 namespace RK_ISA {
 
-// A constant number of groups, whose buffers and bias stay in registers.
-template <int G>
-struct Together {
-    static constexpr int count = G;
-};
-
-// Calls move(Together, index of the first) for all groups.
+// Calls move(Index<number of groups>, the first of them) for all groups: of a constant number, buffers and bias stay in
+// registers.
 template <class F>
 static RK_INLINE void move_together(int64_t groups, F move) {
     int64_t first = 0;
-    for (; first + 4 <= groups; first += 4) move(Together<4>{}, first);
+    for (; first + 4 <= groups; first += 4) move(Index<4>{}, first);
     if (first + 2 <= groups) {
-        move(Together<2>{}, first);
+        move(Index<2>{}, first);
         first += 2;
     }
-    if (first < groups) move(Together<1>{}, first);
+    if (first < groups) move(Index<1>{}, first);
 }
 
 // Some pixels of G groups from `first` on, `step` elements apart; in the buffers from `at` on.
@@ -62,8 +57,8 @@ static void read_pixels(const Image& first, int64_t groups, int64_t row, int64_t
     const int64_t rows = in.rows, cols = in.cols, next_line = first.h, step = first.w;
     int64_t at = in.top * pitch + in.left * kLanes;
     for (int64_t r = 0; r < rows; r++, line += next_line, at += pitch) {
-        move_together(groups, [&](auto together, int64_t group) {
-            read_groups<decltype(together)::count>(line, step, cols, buffers, group, at);
+        move_together(groups, [&](auto count, int64_t group) {
+            read_groups<count>(line, step, cols, buffers, group, at);
         });
     }
 }
@@ -76,8 +71,8 @@ static void write_pixels(const Image& first, int64_t groups, int64_t row, int64_
     const float* const added = bias ? bias + first.first_channel : nullptr;
     int64_t at = in.top * pitch + in.left * kLanes;
     for (int64_t r = 0; r < rows; r++, line += next_line, at += pitch) {
-        move_together(groups, [&](auto together, int64_t group) {
-            write_groups<decltype(together)::count>(line, step, cols, buffers, group, at, added, relu);
+        move_together(groups, [&](auto count, int64_t group) {
+            write_groups<count>(line, step, cols, buffers, group, at, added, relu);
         });
     }
 }

@@ -108,6 +108,12 @@ static RK_INLINE Quad quad_of(Vec v, int i) {
     return all[i];
 }
 
+// A constant number as an argument.
+template <int I>
+struct Index {
+    constexpr operator int() const { return I; }
+};
+
 template <int... I>
 struct Indices {};
 
