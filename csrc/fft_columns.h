@@ -9,7 +9,7 @@ namespace RK_ISA::spectral {
 // The rows of a group's filter, transformed, in the other plane. Its taps fit in the memory of a spectrum.
 static void filter_rows(const Job& job, int64_t group, float* taps, const Workspace& work) {
     read_kernel(job.plan, job.weight(group), taps, work.lines);
-    kernel_rows(job.transforms.kernel_cols, job.plan, taps, work.other_plane, work);
+    kernel_rows(job.transforms.kernel_cols, job.plan, taps, work.other_planes[0], work);
 }
 
 static void filter_spectrum(const Job& job, int64_t group, float* spectrum, const Workspace& work) {
@@ -17,7 +17,7 @@ static void filter_spectrum(const Job& job, int64_t group, float* spectrum, cons
     const Offsets taps(t, job.plan.rows.taps, kComplex);
     filter_rows(job, group, spectrum, work);
     for (int bin = 0; bin < job.plan.bins; bin++, spectrum += t.size() * kComplex) {
-        forward_outer(t, work.other_plane.column(bin, taps), work.scratch);
+        forward_outer(t, work.other_planes[0].column(bin, taps), work.scratch);
         kInner.spectrum[t.inner](work.scratch, t.outer, spectrum);
     }
 }
@@ -35,7 +35,7 @@ static void convolve_columns(const Job& job, Plane plane, int64_t filled, int64_
         if (spectrum) {
             kInner.convolve[inner](work.scratch, outer, spectrum + bin * t.data_rows.size() * kComplex);
         } else {
-            forward_outer(t.kernel_rows, work.other_plane.column(bin, taps), work.other_scratch);
+            forward_outer(t.kernel_rows, work.other_planes[0].column(bin, taps), work.other_scratch);
             kInner.product[inner](work.scratch, outer, work.other_scratch);
         }
         inverse_outer(t.plain_rows, work.scratch, plane.column(bin, wanted));

@@ -6,24 +6,23 @@
 
 namespace RK_ISA::spectral {
 
-// Adds one tile of one image to the sum of spectra.
-static void correlate_tile(const Job& job, int64_t group, int64_t image, int64_t tile, float* sum,
-                           const Workspace& work) {
+// Adds one tile of one image to the sums of spectra of the groups [first, first + block).
+static void correlate_tile(const Job& job, int64_t first, int block, int64_t image, int64_t tile, const Workspace& work) {
     const Plan& plan = job.plan;
     const Transforms& t = job.transforms;
-    const int64_t down = tile / plan.cols.tiles, right = tile % plan.cols.tiles;
-    const Plane &x = work.planes[0], &g = work.other_plane;
-    const Image input = job.input(image, group), output = job.output(image, group);
-    const int64_t x_filled = window_rows(t.data_cols, &input, 1, plan.rows.start(down), plan.cols.start(right),
-                                         plan.rows.window, plan.cols.window, &x, work);
-    const int64_t g_filled = window_rows(t.plain_cols, &output, 1, down * plan.rows.step, right * plan.cols.step,
-                                         plan.rows.outputs(down), plan.cols.outputs(right), &g, work);
+    const Tile at = tile_of(job, first, block, image, tile);
+    const int64_t x_filled = window_rows(t.data_cols, at.in, block, at.row, at.col, plan.rows.window, plan.cols.window,
+                                         work.planes, work);
+    const int64_t g_filled = window_rows(t.plain_cols, at.out, block, at.out_row, at.out_col, at.height, at.width,
+                                         work.other_planes, work);
     const Offsets x_rows(t.data_rows, x_filled, kComplex), g_rows(t.plain_rows, g_filled, kComplex);
-    for (int bin = 0; bin < plan.bins; bin++, sum += t.data_rows.size() * kComplex) {
-        forward_outer(t.data_rows, x.column(bin, x_rows), work.scratch);
-        forward_outer(t.plain_rows, g.column(bin, g_rows), work.other_scratch);
-        kInner.correlate[t.data_rows.inner](work.scratch, work.other_scratch, t.data_rows.outer, sum);
-    }
+    float* sum = work.spectrum;
+    for (int group = 0; group < block; group++)
+        for (int bin = 0; bin < plan.bins; bin++, sum += t.data_rows.size() * kComplex) {
+            forward_outer(t.data_rows, work.planes[group].column(bin, x_rows), work.scratch);
+            forward_outer(t.plain_rows, work.other_planes[group].column(bin, g_rows), work.other_scratch);
+            kInner.correlate[t.data_rows.inner](work.scratch, work.other_scratch, t.data_rows.outer, sum);
+        }
 }
 
 // Turns a sum of spectra into the taps that matter, as [taps][taps][kLanes] in the memory of the other plane.
@@ -36,7 +35,7 @@ static void gradient_taps(const Job& job, const float* sum, const Workspace& wor
         inverse_outer(t, work.scratch, work.planes[0].column(bin, wanted));
     }
     const int64_t stride[4] = {0, 1, cols.taps * kLanes, kLanes};
-    const Image taps = group_image(work.other_plane.data, stride, rows.taps, cols.taps, kLanes, RK_F32, 0, 0);
+    const Image taps = group_image(work.other_planes[0].data, stride, rows.taps, cols.taps, kLanes, RK_F32, 0, 0);
     image_rows(job.transforms.plain_cols, work.planes, &taps, 1, 0, 0, rows.taps, cols.taps, job.plan.scale, nullptr,
                false, work);
 }
@@ -58,22 +57,26 @@ static void write_taps(const Plan& plan, const Image& weight, const float* taps)
         }
 }
 
-// Tiles [begin, end) of a group's images, in the memory of the other plane.
-static void correlate_tiles(const Job& job, int64_t group, int64_t begin, int64_t end, const Workspace& work) {
-    clear(work.spectrum, job.plan.spectrum_floats() / kLanes);
+// The sums of spectra over tiles [begin, end) of the images of some groups.
+static void correlate_tiles(const Job& job, int64_t first, int block, int64_t begin, int64_t end, const Workspace& work) {
+    clear(work.spectrum, block * job.plan.spectrum_floats() / kLanes);
     for (int64_t tile = begin; tile < end; tile++)
-        correlate_tile(job, group, tile / job.plan.tiles, tile % job.plan.tiles, work.spectrum, work);
-    gradient_taps(job, work.spectrum, work);
+        correlate_tile(job, first, block, tile / job.plan.tiles, tile % job.plan.tiles, work);
 }
 
 static void correlate_by_groups(const Job& job) {
+    const Plan& plan = job.plan;
 #pragma omp parallel num_threads(job.problem.threads)
     {
         const Workspace work = job.workspace(omp_get_thread_num());
 #pragma omp for schedule(static)
-        for (int group = 0; group < job.plan.groups; group++) {
-            correlate_tiles(job, group, 0, job.plan.images * job.plan.tiles, work);
-            write_taps(job.plan, job.weight(group), work.other_plane.data);
+        for (int first = 0; first < plan.groups; first += plan.block) {
+            const int block = int(least(plan.block, plan.groups - first));
+            correlate_tiles(job, first, block, 0, plan.images * plan.tiles, work);
+            for (int g = 0; g < block; g++) {
+                gradient_taps(job, work.spectrum + g * plan.spectrum_floats(), work);
+                write_taps(plan, job.weight(first + g), work.other_planes[0].data);
+            }
         }
     }
 }
@@ -87,13 +90,15 @@ static void correlate_by_images(const Job& job, int64_t chunks) {
 #pragma omp for schedule(static)
         for (int64_t part = 0; part < plan.groups * chunks; part++) {
             const int64_t group = part / chunks, chunk = part % chunks;
-            correlate_tiles(job, group, tiles * chunk / chunks, tiles * (chunk + 1) / chunks, job.workspace(part));
+            const Workspace work = job.workspace(part);
+            correlate_tiles(job, group, 1, tiles * chunk / chunks, tiles * (chunk + 1) / chunks, work);
+            gradient_taps(job, work.spectrum, work);
         }
 #pragma omp for schedule(static)
         for (int group = 0; group < plan.groups; group++) {
-            float* sum = job.workspace(group * chunks).other_plane.data;
+            float* sum = job.workspace(group * chunks).other_planes[0].data;
             for (int64_t chunk = 1; chunk < chunks; chunk++) {
-                const float* part = job.workspace(group * chunks + chunk).other_plane.data;
+                const float* part = job.workspace(group * chunks + chunk).other_planes[0].data;
                 for (int64_t i = 0; i < plan.rows.taps * plan.cols.taps; i++)
                     store(sum + i * kLanes, load(sum + i * kLanes) + load(part + i * kLanes));
             }

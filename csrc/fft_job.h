@@ -8,8 +8,8 @@
 
 namespace RK_ISA::spectral {
 
-// Working memory of one thread: a plane for each group of a block, a plane more, a spectrum for each group of a line and what
-// it keeps, and less than 256 KiB of lines and scratch.
+// Working memory of one thread: planes, a spectrum for each group of a line and what it keeps, and less than 256 KiB of lines
+// and scratch.
 static int64_t line_floats(const Plan& plan) {
     return plan.block * 2 * (most(most(plan.cols.window, plan.cols.step), plan.cols.taps) + 1) * kLanes;
 }
@@ -21,7 +21,7 @@ static int64_t kept_floats(const Plan& plan) {
 }
 
 static int64_t workspace_floats(const Plan& plan) {
-    return (plan.block + 1) * plan.plane_floats() + plan.line * plan.spectrum_floats() + 2 * kScratchFloats +
+    return (plan.block + plan.others) * plan.plane_floats() + plan.line * plan.spectrum_floats() + 2 * kScratchFloats +
            line_floats(plan) + 2 * kept_floats(plan);
 }
 
@@ -34,7 +34,7 @@ static Workspace divide(const Plan& plan, char* memory) {
     };
     Workspace work;
     for (int g = 0; g < plan.block; g++) work.planes[g] = {take(plan.plane_floats()), plan.pitch()};
-    work.other_plane = {take(plan.plane_floats()), plan.pitch()};
+    for (int g = 0; g < plan.others; g++) work.other_planes[g] = {take(plan.plane_floats()), plan.pitch()};
     work.scratch = take(kScratchFloats);
     work.other_scratch = take(kScratchFloats);
     work.spectrum = take(plan.line * plan.spectrum_floats());
@@ -83,7 +83,7 @@ struct Job {
     }
 };
 
-// A tile of the forward pass or the input gradient, of some groups of an image: where its window is, and its outputs.
+// A tile of some groups of an image: where its window is, and its outputs. In the input gradient they change places.
 struct Tile {
     int64_t row, col, out_row, out_col, height, width;
     Image in[kMaxBlock], out[kMaxBlock];

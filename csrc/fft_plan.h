@@ -115,6 +115,7 @@ struct Plan {
     Axis rows, cols;
     int groups, bins;
     int block;  // groups whose rows are transformed together
+    int others;  // planes of the other factor: of a filter, or of a block's output gradient
     int line;   // groups that are read and written together: a block, or more, one plane after the other
     int64_t images, tiles;
     bool reversed;     // the taps are read backwards
@@ -139,23 +140,35 @@ static int64_t cache_bytes() {
     return bytes > 0 ? bytes : 1 << 20;
 }
 
-// Whether every thread has as little to do if so many groups stay together.
-static bool shares_evenly(const Plan& plan, int threads, int groups) {
-    const int64_t tiles = plan.images * plan.tiles, all = plan.groups * tiles;
+// Whether every thread has as little to do if so many groups stay together; a group's tiles may be shared by threads.
+static bool shares_evenly(const Plan& plan, int64_t tiles, int threads, int groups) {
+    const int64_t all = plan.groups * tiles;
     const int64_t items = (plan.groups + groups - 1) / groups * tiles;
     return least((items + threads - 1) / threads * groups, all) <= (all + threads - 1) / threads;
 }
 
 // Where channels are adjacent, memory delivers several groups of a pixel up to three times as fast as one group of many
-// pixels. Planes and spectra of a block must fit in a quarter of the cache (measured).
+// pixels. Measured: planes and spectra of a block must fit in a quarter of the cache; on Intel's processors a block is two
+// lines of a pixel, which must fit in half of the cache in weight gradients.
 static void choose_groups(Plan& plan, const rk_problem& p) {
-    plan.block = plan.line = 1;
-    if (p.pass == RK_GRAD_WEIGHT || p.input_stride[1] != 1 || p.output_stride[1] != 1) return;
-    const int64_t floats = plan.plane_floats() + (filter_used_once(plan) ? 0 : plan.spectrum_floats());
-    const auto fits = [&](int block) { return 4 * block * floats * int64_t(sizeof(float)) <= cache_bytes(); };
+    const bool weight_gradient = p.pass == RK_GRAD_WEIGHT;
+    plan.block = plan.line = plan.others = 1;
+    if (p.input_stride[1] != 1 || p.output_stride[1] != 1 || (weight_gradient && !intel())) return;
+    const int64_t tiles = weight_gradient ? 1 : plan.images * plan.tiles;
+    const bool has_spectrum = weight_gradient || !filter_used_once(plan);
+    const int64_t floats = (weight_gradient ? 2 : 1) * plan.plane_floats() + (has_spectrum ? plan.spectrum_floats() : 0);
+    const auto fits = [&](int block) {
+        const int64_t bytes = block * floats * sizeof(float);
+        if (!intel()) return 4 * bytes <= cache_bytes();
+        return block * kLanes <= 2 * kLine && (!weight_gradient || 2 * bytes <= cache_bytes());
+    };
     for (plan.block = kMaxBlock; plan.block > 1; plan.block /= 2)
-        if (fits(plan.block) && shares_evenly(plan, p.threads, plan.block)) break;
-    plan.line = plan.block < kLineGroups && shares_evenly(plan, p.threads, kLineGroups) ? kLineGroups : plan.block;
+        if (fits(plan.block) && shares_evenly(plan, tiles, p.threads, plan.block)) break;
+    if (weight_gradient) {
+        plan.line = plan.others = plan.block;
+        return;
+    }
+    plan.line = plan.block < kLineGroups && shares_evenly(plan, tiles, p.threads, kLineGroups) ? kLineGroups : plan.block;
     if (plan.line > plan.block) plan.block = 1;
 }
 

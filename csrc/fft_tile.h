@@ -20,9 +20,9 @@ struct Plane {
     }
 };
 
-// Working memory of one thread: a plane for each group of a block, and one more.
+// Working memory of one thread: a plane for each group of a block, and one or as many for the other factor.
 struct Workspace {
-    Plane planes[kMaxBlock], other_plane;
+    Plane planes[kMaxBlock], other_planes[kMaxBlock];
     float *kept_inputs, *kept_outputs;  // maps of groups that wait for the others of their line
     float *spectrum, *lines, *scratch, *other_scratch;
 };
@@ -54,10 +54,11 @@ static RK_INLINE void transform_rows(const Transform& t, const RowPair& rows, co
                                         rows.second * kComplex);
 }
 
-// From the plane to pixels, times `scale`.
-static RK_INLINE void restore_rows(const Transform& t, const RowPair& rows, float scale, const Workspace& work) {
+// From the plane to pixels, times `scale`; meanwhile fetches where they, or others, will be written.
+static RK_INLINE void restore_rows(const Transform& t, const RowPair& rows, float scale, const Upcoming& upcoming,
+                                   const Workspace& work) {
     kInner.tangle[t.coprime][t.inner](rows.plane.at(0, rows.r), rows.plane.pitch, rows.second * kComplex, t.outer, work.scratch);
-    inverse_outer(t, work.scratch, rows.elements(), {broadcast(scale)});
+    inverse_outer(t, work.scratch, rows.elements(), {broadcast(scale), upcoming, upcoming.pixels() / t.inner + 1});
 }
 
 // Those of `rows` rows from `row` on that are within an image.
@@ -137,7 +138,10 @@ static void image_rows(const Transform& t, const Plane* planes, const Image* ima
     for (int g = 0; g < block; g++) lines[g] = work.lines + g * 2 * pitch;
     for (int64_t r = 0; r < rows; r += 2) {
         const int64_t second = least(r + 1, rows - 1) - r;
-        for (int g = 0; g < block; g++) restore_rows(t, {planes[g], r, second, lines[g], pitch, offsets}, scale, work);
+        for (int g = 0; g < block; g++) {
+            const Upcoming upcoming = upcoming_pixels(*images, block, row + r, col, second, cols, g, block);
+            restore_rows(t, {planes[g], r, second, lines[g], pitch, offsets}, scale, upcoming, work);
+        }
         write_tiles(images, block, row + r, col, second + 1, cols, lines, pitch, bias, relu);
     }
 }

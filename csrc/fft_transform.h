@@ -14,6 +14,7 @@
 #include <stddef.h>
 
 #include "fft_codelets.h"
+#include "upcoming.h"
 
 namespace RK_ISA::spectral {
 
@@ -114,13 +115,18 @@ static void outer_forward(const Transform& t, Elements in, float* scratch) {
     }
 }
 
+// What happens to results, and between the butterflies.
 struct Identity {
     RK_INLINE Vec operator()(Vec v) const { return v; }
+    RK_INLINE void between() {}
 };
 
 struct Scale {
     Vec factor;
+    Upcoming upcoming;
+    int64_t pixels;  // fetched at a time
     RK_INLINE Vec operator()(Vec v) const { return v * factor; }
+    RK_INLINE void between() { upcoming.fetch(pixels); }
 };
 
 template <int R, bool coprime, class Finish>
@@ -144,6 +150,7 @@ static void outer_inverse(const Transform& t, const float* scratch, Elements out
             store(out.re + out.offset[n1], finish(re[n1]));
             store(out.im + out.offset[n1], finish(im[n1]));
         });
+        finish.between();
     }
 }
 
