@@ -52,7 +52,7 @@ static void multiply_blocks(const Product& p, int row, int end, int col) {
         const float* start = p.start ? p.start + corner : nullptr;
         for (int part = 0; part < parts.parts; part++, start = y) {
             Vec sum[R][T] = {};
-            for (int i = parts.begin(part); i < parts.end(part); i++, x += pitch, w += w_pitch) {
+            for (int i = parts.begin(part), last = parts.end(part); i < last; i++, x += pitch, w += w_pitch) {
                 if constexpr (Square) {
 #pragma GCC unroll 16
                     for (int j = 0; j < T; j++) add_input<R, T, Step>(x + j * kLanes, w + j * Step, w_pitch, sum);

@@ -41,7 +41,7 @@ static void convolve_line(const Job& job, int64_t first, int groups, int64_t ima
             const int64_t second = least(r + 1, t.height - 1) - r;
             Upcoming upcoming;
             if (g + 1 == groups)
-                upcoming = upcoming_pixels(t.out[0], groups, t.out_row + r, t.out_col, second, t.width, 0, 1);
+                upcoming = upcoming_pixels(t.out[0], groups, t.out_row + r, second, t.out_col, t.out_col + t.width, leaving.inner);
             restore_rows(leaving, {plane, r, second, output_at(g, r), out_pitch, out_offsets}, plan.scale, upcoming, work);
             if (g + 1 == groups) {
                 float* kept[kLineGroups];

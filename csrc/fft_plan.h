@@ -8,9 +8,8 @@
 // transform may be shorter than the linear convolution, as long as no alias reaches a value that is wanted.
 #pragma once
 
-#include <unistd.h>
-
 #include "fft_transform.h"
+#include "processor.h"
 #include "replknet_core.h"
 
 namespace RK_ISA::spectral {
@@ -129,16 +128,6 @@ struct Plan {
 
 // A filter used once is multiplied column by column and never stored as a spectrum.
 static bool filter_used_once(const Plan& plan) { return plan.images * plan.tiles == 1; }
-
-// The level-2 cache of a core.
-static int64_t cache_bytes() {
-    int64_t bytes = 0;
-#ifdef _SC_LEVEL2_CACHE_SIZE
-    static const int64_t known = sysconf(_SC_LEVEL2_CACHE_SIZE);
-    bytes = known;
-#endif
-    return bytes > 0 ? bytes : 1 << 20;
-}
 
 // Whether every thread has as little to do if so many groups stay together; a group's tiles may be shared by threads.
 static bool shares_evenly(const Plan& plan, int64_t tiles, int threads, int groups) {

@@ -58,7 +58,7 @@ static RK_INLINE void transform_rows(const Transform& t, const RowPair& rows, co
 static RK_INLINE void restore_rows(const Transform& t, const RowPair& rows, float scale, const Upcoming& upcoming,
                                    const Workspace& work) {
     kInner.tangle[t.coprime][t.inner](rows.plane.at(0, rows.r), rows.plane.pitch, rows.second * kComplex, t.outer, work.scratch);
-    inverse_outer(t, work.scratch, rows.elements(), {broadcast(scale), upcoming, upcoming.pixels() / t.inner + 1});
+    inverse_outer(t, work.scratch, rows.elements(), {broadcast(scale), upcoming});
 }
 
 // Those of `rows` rows from `row` on that are within an image.
@@ -127,6 +127,16 @@ static void kernel_rows(const Transform& t, const Plan& plan, float* kernel, Pla
     }
 }
 
+// Pixels [begin, end) of `row` of an image, in so many groups, and those of the row `second` after it, fetched in so many steps;
+// none where that gains nothing.
+static Upcoming upcoming_pixels(const Image& image, int64_t groups, int64_t row, int64_t second, int64_t begin, int64_t end,
+                                int64_t steps) {
+    if (!intel() || image.c != 1) return {};
+    const int64_t size = image.dtype == RK_F32 ? 4 : 2, step = size * image.w;
+    const char* const first = image.data + size * row * image.h + step * begin;
+    return {first, first + (end - begin) * step, step, size * second * image.h, size * groups * kLanes, (end - begin) / steps + 1};
+}
+
 // The inverse: writes `rows` x `cols` pixels of the images at (row, col), times `scale`, plus bias, clamped at zero when
 // `relu`. `bias` may be NULL.
 static void image_rows(const Transform& t, const Plane* planes, const Image* images, int block, int64_t row,
@@ -139,7 +149,8 @@ static void image_rows(const Transform& t, const Plane* planes, const Image* ima
     for (int64_t r = 0; r < rows; r += 2) {
         const int64_t second = least(r + 1, rows - 1) - r;
         for (int g = 0; g < block; g++) {
-            const Upcoming upcoming = upcoming_pixels(*images, block, row + r, col, second, cols, g, block);
+            const Upcoming upcoming = upcoming_pixels(*images, block, row + r, second, col + cols * g / block,
+                                                  col + cols * (g + 1) / block, t.inner);
             restore_rows(t, {planes[g], r, second, lines[g], pitch, offsets}, scale, upcoming, work);
         }
         write_tiles(images, block, row + r, col, second + 1, cols, lines, pitch, bias, relu);

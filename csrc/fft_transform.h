@@ -14,7 +14,6 @@
 #include <stddef.h>
 
 #include "fft_codelets.h"
-#include "upcoming.h"
 
 namespace RK_ISA::spectral {
 
@@ -115,6 +114,21 @@ static void outer_forward(const Transform& t, Elements in, float* scratch) {
     }
 }
 
+// The first `bytes` of pixels that are `step` bytes apart and will soon be written, in two rows: fetched a few at a time, lest
+// they hold up what computations load meanwhile.
+struct Upcoming {
+    const char *pixel = nullptr, *end = nullptr;
+    int64_t step = 0, next_row = 0, bytes = 0, at_once = 0;
+
+    RK_INLINE void fetch() {
+        for (int64_t n = 0; n < at_once && pixel < end; n++, pixel += step)
+            for (int64_t i = 0; i < bytes; i += kLine * sizeof(float)) {
+                __builtin_prefetch(pixel + i, 1);
+                __builtin_prefetch(pixel + next_row + i, 1);
+            }
+    }
+};
+
 // What happens to results, and between the butterflies.
 struct Identity {
     RK_INLINE Vec operator()(Vec v) const { return v; }
@@ -124,9 +138,8 @@ struct Identity {
 struct Scale {
     Vec factor;
     Upcoming upcoming;
-    int64_t pixels;  // fetched at a time
     RK_INLINE Vec operator()(Vec v) const { return v * factor; }
-    RK_INLINE void between() { upcoming.fetch(pixels); }
+    RK_INLINE void between() { upcoming.fetch(); }
 };
 
 template <int R, bool coprime, class Finish>
