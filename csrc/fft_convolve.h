@@ -25,7 +25,7 @@ static void convolve(const Call& call) {
     const Job job(call);
     const Plan& plan = job.plan;
     const float* prepared = static_cast<const float*>(call.spectrum);
-    const int64_t tiles = plan.images * plan.tiles, all = (plan.groups + plan.line - 1) / plan.line * tiles;
+    const int64_t tiles = plan.images * plan.tiles, all = plan.lines * tiles;
     const auto convolve_tile = plan.line > plan.block ? convolve_line : convolve_block;
 #pragma omp parallel num_threads(job.problem.threads)
     {
@@ -33,8 +33,8 @@ static void convolve(const Call& call) {
         const Workspace work = job.workspace(thread);
         int64_t ready = -1;  // the first group of the line whose spectra are in the workspace
         for (int64_t item = all * thread / threads; item < all * (thread + 1) / threads; item++) {
-            const int64_t first = item / tiles * plan.line, tile = item % tiles;
-            const int groups = int(least(plan.line, plan.groups - first));
+            const int64_t line = item / tiles, tile = item % tiles;
+            const int first = plan.first_group(line), groups = plan.first_group(line + 1) - first;
             const float* spectra = work.spectrum;
             if (prepared) {
                 spectra = prepared + first * plan.spectrum_floats();

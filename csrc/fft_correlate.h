@@ -70,8 +70,8 @@ static void correlate_by_groups(const Job& job) {
     {
         const Workspace work = job.workspace(omp_get_thread_num());
 #pragma omp for schedule(static)
-        for (int first = 0; first < plan.groups; first += plan.block) {
-            const int block = int(least(plan.block, plan.groups - first));
+        for (int line = 0; line < plan.lines; line++) {
+            const int first = plan.first_group(line), block = plan.first_group(line + 1) - first;
             correlate_tiles(job, first, block, 0, plan.images * plan.tiles, work);
             for (int g = 0; g < block; g++) {
                 gradient_taps(job, work.spectrum + g * plan.spectrum_floats(), work);

@@ -116,11 +116,16 @@ struct Plan {
     int block;  // groups whose rows are transformed together
     int others;  // planes of the other factor: of a filter, or of a block's output gradient
     int line;   // groups that are read and written together: a block, or more, one plane after the other
+    int lines;  // some of them shorter
     int64_t images, tiles;
     bool reversed;     // the taps are read backwards
     float scale;       // of the last pass
     int64_t plane_rows;
 
+    // Groups that no lines divide.
+    int unit() const { return line < kLineGroups ? line : kLineGroups; }
+    int64_t units() const { return (groups + unit() - 1) / unit(); }
+    int first_group(int64_t of_line) const { return int(least(groups, units() * of_line / lines * unit())); }
     int64_t pitch() const { return plane_rows * kComplex; }  // of a plane, from bin to bin
     int64_t plane_floats() const { return bins * pitch(); }
     int64_t spectrum_floats() const { return int64_t(bins) * rows.size.points() * kComplex; }
@@ -139,7 +144,7 @@ static bool shares_evenly(const Plan& plan, int64_t tiles, int threads, int grou
 // Where channels are adjacent, memory delivers several groups of a pixel up to three times as fast as one group of many
 // pixels. Measured: planes and spectra of a block must fit in a quarter of the cache; on Intel's processors a block is two
 // lines of a pixel, which must fit in half of the cache in weight gradients.
-static void choose_groups(Plan& plan, const rk_problem& p) {
+static void choose_line(Plan& plan, const rk_problem& p) {
     const bool weight_gradient = p.pass == RK_GRAD_WEIGHT;
     plan.block = plan.line = plan.others = 1;
     if (p.input_stride[1] != 1 || p.output_stride[1] != 1 || (weight_gradient && !intel())) return;
@@ -152,13 +157,22 @@ static void choose_groups(Plan& plan, const rk_problem& p) {
         return block * kLanes <= 2 * kLine && (!weight_gradient || 2 * bytes <= cache_bytes());
     };
     for (plan.block = kMaxBlock; plan.block > 1; plan.block /= 2)
-        if (fits(plan.block) && shares_evenly(plan, tiles, p.threads, plan.block)) break;
+        if (fits(plan.block) && (intel() || shares_evenly(plan, tiles, p.threads, plan.block))) break;
     if (weight_gradient) {
         plan.line = plan.others = plan.block;
         return;
     }
     plan.line = plan.block < kLineGroups && shares_evenly(plan, tiles, p.threads, kLineGroups) ? kLineGroups : plan.block;
     if (plan.line > plan.block) plan.block = 1;
+}
+
+// Threads that cannot share full lines evenly share shorter ones.
+static void choose_groups(Plan& plan, const rk_problem& p) {
+    choose_line(plan, p);
+    plan.lines = (plan.groups + plan.line - 1) / plan.line;
+    const int64_t tiles = p.pass == RK_GRAD_WEIGHT ? 1 : plan.images * plan.tiles;
+    if (!shares_evenly(plan, tiles, p.threads, plan.line))
+        plan.lines = int(least((plan.lines + p.threads - 1) / p.threads * p.threads, plan.units()));
 }
 
 // False if the problem cannot be planned.
