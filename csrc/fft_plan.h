@@ -42,6 +42,7 @@ struct Axis {
 };
 
 constexpr int kMaxBlock = 4;
+constexpr int64_t kMostFloats = 15 << 17;  // of planes and spectra: 7.5 MiB
 constexpr int kLineGroups = RK_FILTER_LANES / kLanes;  // groups that share cache lines where channels are adjacent
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -154,7 +155,9 @@ static void choose_line(Plan& plan, const rk_problem& p) {
     const auto fits = [&](int block) {
         const int64_t bytes = block * floats * sizeof(float);
         if (!intel()) return 4 * bytes <= cache_bytes();
-        return block * kLanes <= 2 * kLine && (!weight_gradient || 2 * bytes <= cache_bytes());
+        if (block * kLanes > 2 * kLine) return false;
+        if (weight_gradient) return 2 * bytes <= cache_bytes();
+        return (block + 1) * plan.plane_floats() + block * plan.spectrum_floats() <= kMostFloats;
     };
     for (plan.block = kMaxBlock; plan.block > 1; plan.block /= 2)
         if (fits(plan.block) && (intel() || shares_evenly(plan, tiles, p.threads, plan.block))) break;
