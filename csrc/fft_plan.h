@@ -42,7 +42,7 @@ struct Axis {
 };
 
 constexpr int kMaxBlock = 4;
-constexpr int64_t kMostFloats = 15 << 17;  // of planes and spectra: 7.5 MiB
+constexpr int64_t kMostFloats = 15 << 17;  // of planes and spectra of a thread: 7.5 MiB
 constexpr int kLineGroups = RK_FILTER_LANES / kLanes;  // groups that share cache lines where channels are adjacent
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -114,19 +114,20 @@ static double tiling_cost(const Axis& rows, const Axis& cols) {
 struct Plan {
     Axis rows, cols;
     int groups, bins;
-    int block;  // groups whose rows are transformed together
+    int block;   // groups whose rows are transformed together
     int others;  // planes of the other factor: of a filter, or of a block's output gradient
-    int line;   // groups that are read and written together: a block, or more, one plane after the other
-    int lines;  // some of them shorter
+    int line;    // groups that are read and written together: a block, or more, one plane after the other
+    int lines;   // some of them shorter
     int64_t images, tiles;
     bool reversed;     // the taps are read backwards
     float scale;       // of the last pass
     int64_t plane_rows;
 
-    // Groups that no lines divide.
+    // Groups that stay in one line.
     int unit() const { return line < kLineGroups ? line : kLineGroups; }
     int64_t units() const { return (groups + unit() - 1) / unit(); }
     int first_group(int64_t of_line) const { return int(least(groups, units() * of_line / lines * unit())); }
+
     int64_t pitch() const { return plane_rows * kComplex; }  // of a plane, from bin to bin
     int64_t plane_floats() const { return bins * pitch(); }
     int64_t spectrum_floats() const { return int64_t(bins) * rows.size.points() * kComplex; }
@@ -145,11 +146,10 @@ static bool shares_evenly(const Plan& plan, int64_t tiles, int threads, int grou
 // Where channels are adjacent, memory delivers several groups of a pixel up to three times as fast as one group of many
 // pixels. Measured: planes and spectra of a block must fit in a quarter of the cache; on Intel's processors a block is two
 // lines of a pixel, which must fit in half of the cache in weight gradients.
-static void choose_line(Plan& plan, const rk_problem& p) {
+static void choose_line(Plan& plan, const rk_problem& p, int64_t tiles) {
     const bool weight_gradient = p.pass == RK_GRAD_WEIGHT;
     plan.block = plan.line = plan.others = 1;
     if (p.input_stride[1] != 1 || p.output_stride[1] != 1 || (weight_gradient && !intel())) return;
-    const int64_t tiles = weight_gradient ? 1 : plan.images * plan.tiles;
     const bool has_spectrum = weight_gradient || !filter_used_once(plan);
     const int64_t floats = (weight_gradient ? 2 : 1) * plan.plane_floats() + (has_spectrum ? plan.spectrum_floats() : 0);
     const auto fits = [&](int block) {
@@ -171,9 +171,9 @@ static void choose_line(Plan& plan, const rk_problem& p) {
 
 // Threads that cannot share full lines evenly share shorter ones.
 static void choose_groups(Plan& plan, const rk_problem& p) {
-    choose_line(plan, p);
-    plan.lines = (plan.groups + plan.line - 1) / plan.line;
     const int64_t tiles = p.pass == RK_GRAD_WEIGHT ? 1 : plan.images * plan.tiles;
+    choose_line(plan, p, tiles);
+    plan.lines = (plan.groups + plan.line - 1) / plan.line;
     if (!shares_evenly(plan, tiles, p.threads, plan.line))
         plan.lines = int(least((plan.lines + p.threads - 1) / p.threads * p.threads, plan.units()));
 }
