@@ -39,10 +39,7 @@ static void convolve_line(const Job& job, int64_t first, int groups, int64_t ima
         convolve_columns(job, plane, end, t.height, spectra ? spectra + g * plan.spectrum_floats() : nullptr, work);
         for (int64_t r = 0; r < t.height; r += 2) {
             const int64_t second = least(r + 1, t.height - 1) - r;
-            Upcoming upcoming;
-            if (g + 1 == groups)
-                upcoming = upcoming_pixels(t.out[0], groups, t.out_row + r, second, t.out_col, t.out_col + t.width, leaving.inner);
-            restore_rows(leaving, {plane, r, second, output_at(g, r), out_pitch, out_offsets}, plan.scale, upcoming, work);
+            restore_rows(leaving, {plane, r, second, output_at(g, r), out_pitch, out_offsets}, plan.scale, {}, work);
             if (g + 1 == groups) {
                 float* kept[kLineGroups];
                 for (int other = 0; other < groups; other++) kept[other] = output_at(other, r);

@@ -54,7 +54,7 @@ static RK_INLINE void transform_rows(const Transform& t, const RowPair& rows, co
                                         rows.second * kComplex);
 }
 
-// From the plane to pixels, times `scale`; meanwhile fetches where they, or others, will be written.
+// From the plane to pixels, times `scale`; meanwhile fetches what will be written.
 static RK_INLINE void restore_rows(const Transform& t, const RowPair& rows, float scale, const Upcoming& upcoming,
                                    const Workspace& work) {
     kInner.tangle[t.coprime][t.inner](rows.plane.at(0, rows.r), rows.plane.pitch, rows.second * kComplex, t.outer, work.scratch);
