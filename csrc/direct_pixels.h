@@ -24,7 +24,7 @@ static bool suits_pixels(const rk_problem& p) {
     const bool forward = p.pass == RK_FORWARD, by_two = p.stride_w == 2 && forward;
     // packed copies are faster where maps are in the caches or many patches meet their borders
     const bool in_place = taps == 3 || taps == 5 || by_two || (outgrows_caches(p) && p.in_w >= 5 * taps);
-    return (forward || p.pass == RK_GRAD_INPUT) && taps % 2 == 1 && taps >= 3 && taps <= 9 && p.kernel_h == taps &&
+    return (forward || p.pass == RK_GRAD_INPUT) && taps % 2 == 1 && taps >= 3 && taps <= (by_two ? 9 : 11) && p.kernel_h == taps &&
            in_place && p.dtype == RK_F32 && (p.stride_w == 1 || by_two) && p.stride_h == p.stride_w &&
            p.dilation_h == 1 && p.dilation_w == 1 && p.input_stride[1] == 1 && p.output_stride[1] == 1 &&
            p.channels >= kLanes && pixels_workspace(p) <= kFiltersBytes;
@@ -113,7 +113,8 @@ static void run_pixels(const Call& call) {
     static constexpr void (*kernels[][2])(const Call&) = {{run_pixels<3, 1>, run_pixels<3, 2>},
                                                           {run_pixels<5, 1>, run_pixels<5, 2>},
                                                           {run_pixels<7, 1>, run_pixels<7, 2>},
-                                                          {run_pixels<9, 1>, run_pixels<9, 2>}};
+                                                          {run_pixels<9, 1>, run_pixels<9, 2>},
+                                                          {run_pixels<11, 1>, nullptr}};
     kernels[call.problem->kernel_w / 2 - 1][call.problem->stride_w - 1](call);
 }
 

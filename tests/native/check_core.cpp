@@ -215,7 +215,7 @@ struct Check {
 
     // In place: a small filter on tensors that are read where they lie, for which there are kernels of their own.
     void problem(int algorithm, bool in_place = false) {
-        const int kind = in_place ? 1 : pick(0, 7), kernel = pick({3, 5, 7}), stride = pick(1, 2);
+        const int kind = in_place ? 1 : pick(0, 7), kernel = pick({3, 5, 7, 11}), stride = pick(1, 2);
         const int64_t most = pick(0, 7) ? 40 : 150;  // the larger may outgrow the caches
         const auto axis = [&] {
             return kind == 0 ? whole_axis() : kind == 1 ? small_axis(kernel, stride, most) : random_axis();

@@ -168,11 +168,24 @@ def test_small_filters_along_channels(isa, stride, taps, channels):
 @each_isa
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("shape", [(3, 38, 90, 104), (1, 520, 40, 66), (1, 3, 610, 620)])
-@pytest.mark.parametrize(("taps", "stride"), [(3, 1), (3, 2), (7, 1), (9, 1)])
+@pytest.mark.parametrize(("taps", "stride"), [(3, 1), (3, 2), (7, 1), (9, 1), (11, 1)])
 def test_small_filters_on_images_that_outgrow_the_caches(isa, taps, stride, shape, layout):
     with native.force_isa(isa):
         for padding in ((taps // 2,) * 4, (0, 1, 2, 0)):
             check(shape, (taps, taps), padding, (stride, stride), layout=layout)
+
+
+@each_isa
+@pytest.mark.parametrize("taps", [7, 9, 11])
+def test_sums_of_numbers_of_one_sign_are_as_exact(isa, taps):
+    """Partial sums are nearly as large as their total: long ones would lose most."""
+    input, weight = torch.rand(1, 256, 64, 64), torch.rand(256, 1, taps, taps)
+    input, padding = lay_out(input, "NHWC"), (taps // 2,) * 4
+    expected, *_ = oracle(input, weight, torch.zeros_like(input), (1, 1), padding, (1, 1))
+    with native.force_isa(isa):
+        problem = native_problem("forward", input, weight, padding)
+        output = DIRECT.forward(problem, input, weight, None, False)
+    assert relative_error(output, expected) <= FORWARD_TOLERANCE
 
 
 @each_isa

@@ -71,9 +71,9 @@ def depthwise_conv2d(
         NotImplementedError: an unsupported dtype, or an algorithm asked for by name that cannot
             compute the problem.
 
-    Algorithms by Fourier transform round to about 2e-7 of the largest value of a channel's map,
-    and let one NaN or Inf reach its whole map; ``algorithm="direct"`` or "torch" confines it to
-    the receptive field.
+    Algorithms by Fourier transform round to about 2e-7 of the largest value of a channel's map
+    (6e-7 on large maps whose values have one sign), and let one NaN or Inf reach its whole map;
+    ``algorithm="direct"`` or "torch" confines it to the receptive field.
     """
     return _call(input, weight, bias, stride, padding, dilation, False, algorithm)
 
