@@ -47,6 +47,7 @@ static void convolve(const Call& call) {
             }
             convolve_tile(job, first, groups, tile / plan.tiles, tile % plan.tiles, spectra, work);
         }
+        finish_streams();
     }
 }
 

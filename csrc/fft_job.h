@@ -58,16 +58,35 @@ static void make_transforms(const Plan& plan, Transforms& t) {
     make_transform(t.plain_rows, rows.outer, rows.inner, 0);
 }
 
+constexpr int64_t kStreamedBytes = 16 << 20;  // measured
+
+// Whether the results outgrow the caches and are written in whole lines. On Intel's processors they take 0.8 to 0.95 of the
+// time if they go past the caches.
+static bool streams(const Call& call, const Plan& plan) {
+    const rk_problem& p = *call.problem;
+    const bool transposed = p.pass == RK_GRAD_INPUT;
+    const int64_t* stride = transposed ? p.input_stride : p.output_stride;
+    const int64_t pixels = transposed ? p.in_h * p.in_w : p.out_h * p.out_w;
+    const uintptr_t first = reinterpret_cast<uintptr_t>(transposed ? call.input : call.output) / sizeof(float);
+    const int64_t places[] = {int64_t(first), stride[0], stride[2], stride[3]};
+    for (const int64_t place : places)
+        if (place % kLine != 0) return false;
+    return intel() && p.pass != RK_GRAD_WEIGHT && p.dtype == RK_F32 && stride[1] == 1 && plan.line >= kLineGroups &&
+           p.batch * p.channels * pixels * int64_t(sizeof(float)) > kStreamedBytes;
+}
+
 // A call, planned.
 struct Job {
     const Call& call;
     const rk_problem& problem;
     Plan plan;
     Transforms transforms;
+    bool streamed;
 
     explicit Job(const Call& call) : call(call), problem(*call.problem) {
         make_plan(problem, plan);
         make_transforms(plan, transforms);
+        streamed = streams(call, plan);
     }
     Workspace workspace(int64_t slot) const { return divide(plan, call.workspace + slot * call.workspace_stride); }
     Image input(int64_t image, int64_t group) const {
@@ -97,6 +116,7 @@ static Tile tile_of(const Job& job, int64_t first, int groups, int64_t image, in
     for (int g = 0; g < groups; g++) {
         t.in[g] = transposed ? job.output(image, first + g) : job.input(image, first + g);
         t.out[g] = transposed ? job.input(image, first + g) : job.output(image, first + g);
+        t.out[g].streamed = job.streamed;
     }
     return t;
 }

@@ -131,7 +131,7 @@ static void kernel_rows(const Transform& t, const Plan& plan, float* kernel, Pla
 // none where that gains nothing.
 static Upcoming upcoming_pixels(const Image& image, int64_t groups, int64_t row, int64_t second, int64_t begin, int64_t end,
                                 int64_t steps) {
-    if (!intel() || image.c != 1) return {};
+    if (!intel() || image.c != 1 || image.streamed) return {};
     const int64_t size = image.dtype == RK_F32 ? 4 : 2, step = size * image.w;
     const char* const first = image.data + size * row * image.h + step * begin;
     return {first, first + (end - begin) * step, step, size * second * image.h, size * groups * kLanes, (end - begin) / steps + 1};

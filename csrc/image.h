@@ -14,6 +14,7 @@ struct Image {
     int64_t first_channel;
     int channels;  // of the group, 1 .. kLanes
     int dtype;
+    bool streamed = false;  // is written past the caches
 };
 
 static inline int64_t group_count(int64_t channels) { return (channels + kLanes - 1) / kLanes; }

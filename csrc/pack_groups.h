@@ -34,7 +34,7 @@ static RK_INLINE void read_groups(const T* pixel, int64_t step, int64_t cols, fl
         for (int g = 0; g < G; g++) store(target[g] + c * kLanes, load(pixel + g * kLanes));
 }
 
-template <int G, class T>
+template <int G, bool Streamed, class T>
 static RK_INLINE void write_groups(T* pixel, int64_t step, int64_t cols, float* const* buffers, int64_t first, int64_t at,
                                    const float* bias, bool relu) {
     const float* source[G];
@@ -47,7 +47,13 @@ static RK_INLINE void write_groups(T* pixel, int64_t step, int64_t cols, float* 
     pixel += first * kLanes;
     for (int64_t c = 0; c < cols; c++, pixel += step)
 #pragma GCC unroll 4
-        for (int g = 0; g < G; g++) store(pixel + g * kLanes, finish(load(source[g] + c * kLanes), added[g], relu));
+        for (int g = 0; g < G; g++) {
+            const Vec v = finish(load(source[g] + c * kLanes), added[g], relu);
+            if constexpr (Streamed)
+                stream(pixel + g * kLanes, v);
+            else
+                store(pixel + g * kLanes, v);
+        }
 }
 
 template <class T>
@@ -63,7 +69,7 @@ static void read_pixels(const Image& first, int64_t groups, int64_t row, int64_t
     }
 }
 
-template <class T>
+template <class T, bool Streamed = false>
 static void write_pixels(const Image& first, int64_t groups, int64_t row, int64_t col, const Inside& in,
                          float* const* buffers, int64_t pitch, const float* bias, bool relu) {
     T* line = reinterpret_cast<T*>(first.data) + (row + in.top) * first.h + (col + in.left) * first.w;
@@ -72,7 +78,7 @@ static void write_pixels(const Image& first, int64_t groups, int64_t row, int64_
     int64_t at = in.top * pitch + in.left * kLanes;
     for (int64_t r = 0; r < rows; r++, line += next_line, at += pitch) {
         move_together(groups, [&](auto count, int64_t group) {
-            write_groups<count>(line, step, cols, buffers, group, at, added, relu);
+            write_groups<count, Streamed>(line, step, cols, buffers, group, at, added, relu);
         });
     }
 }
@@ -110,7 +116,9 @@ static void write_tiles(const Image* images, int64_t groups, int64_t row, int64_
         write_tile(images[g], row, col, rows, cols, buffers[g], pitch, load_channels(bias, images[g]), relu);
     if (whole == 0) return;
     const Inside in = clip(first, row, col, rows, cols);
-    if (first.dtype == RK_F32)
+    if (first.streamed)
+        write_pixels<float, true>(first, whole, row, col, in, buffers, pitch, bias, relu);
+    else if (first.dtype == RK_F32)
         write_pixels<float>(first, whole, row, col, in, buffers, pitch, bias, relu);
     else if (first.dtype == RK_BF16)
         write_pixels<BFloat16>(first, whole, row, col, in, buffers, pitch, bias, relu);

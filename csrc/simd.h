@@ -28,6 +28,25 @@ static RK_INLINE Vec load(const float* p) {
 
 static RK_INLINE void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
 
+// Stores past the caches at an aligned place; other threads may read it after `finish_streams`.
+static RK_INLINE void stream(float* p, Vec v) {
+#if !defined(__x86_64__)
+    store(p, v);
+#elif RK_LANES == 16
+    _mm512_stream_ps(p, (__m512)v);
+#elif RK_LANES == 8
+    _mm256_stream_ps(p, (__m256)v);
+#else
+    _mm_stream_ps(p, (__m128)v);
+#endif
+}
+
+static RK_INLINE void finish_streams() {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
 // The first `count` <= kLanes floats, zeros in the other lanes; reads nothing past them.
 static RK_INLINE Vec load_some(const float* p, int count) {
 #if RK_LANES == 16
