@@ -20,11 +20,11 @@ static size_t pixels_workspace(const rk_problem& p) {
 }
 
 static bool suits_pixels(const rk_problem& p) {
-    const int taps = p.kernel_w;
+    const int taps = p.kernel_w, most_taps = p.stride_w == 1 ? 11 : 9;
     const bool forward = p.pass == RK_FORWARD, by_two = p.stride_w == 2 && forward;
     // packed copies are faster where maps are in the caches or many patches meet their borders
     const bool in_place = taps == 3 || taps == 5 || by_two || (outgrows_caches(p) && p.in_w >= 5 * taps);
-    return (forward || p.pass == RK_GRAD_INPUT) && taps % 2 == 1 && taps >= 3 && taps <= (by_two ? 9 : 11) && p.kernel_h == taps &&
+    return (forward || p.pass == RK_GRAD_INPUT) && taps % 2 == 1 && taps >= 3 && taps <= most_taps && p.kernel_h == taps &&
            in_place && p.dtype == RK_F32 && (p.stride_w == 1 || by_two) && p.stride_h == p.stride_w &&
            p.dilation_h == 1 && p.dilation_w == 1 && p.input_stride[1] == 1 && p.output_stride[1] == 1 &&
            p.channels >= kLanes && pixels_workspace(p) <= kFiltersBytes;
