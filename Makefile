@@ -1,18 +1,20 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+CORE := src/replknet/ops/libreplknet_core.so
 
 .PHONY: demo test check bench install install-dev native format clean sanitize test-aarch64 wheel
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
+	@$(MAKE) --no-print-directory $(CORE)
 
 $(VENV)/.installed: pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -e .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+$(VENV)/.installed-dev: pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -e ".[dev,export,webdataset]"
 	touch $@ $(VENV)/.installed
@@ -36,10 +38,13 @@ test: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --cov --cov-report=term
 	$(MAKE) sanitize
 
-# The native core alone; an editable install finds it.
 native: install-dev
+
+# The native core alone, when its sources are newer than what was installed; an editable install finds it.
+$(CORE): CMakeLists.txt $(wildcard csrc/*)
 	$(BIN)/cmake -S . -B build/dev -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 	$(BIN)/cmake --build build/dev
+	test ! -e $@ || touch $@
 
 # The native core under AddressSanitizer and UndefinedBehaviorSanitizer, against sums in double.
 sanitize: install-dev
