@@ -123,6 +123,29 @@ def test_maps_of_several_tiles(isa, size, kernel_size, format):
         check(*case(5, size, kernel_size, batch=2, format=format))
 
 
+@each_isa
+@pytest.mark.parametrize(
+    "channels", [44, 48]
+)  # which share cache lines of neighbouring pixels, or not
+def test_results_that_outgrow_the_caches_are_the_same(isa, channels):
+    """Some processors write them past the caches."""
+    torch.manual_seed(0)
+    input, weight, same = case(channels, (160, 170), (9, 9), batch=4)
+    bias = torch.randn(channels)
+    assert input.nbytes > 2**24
+
+    def both(images):
+        problem = native_problem("forward", images, weight, same)
+        output = FFT.forward(problem, images, weight, bias, True)
+        problem = native_problem("grad_input", images, weight, same)
+        return output, FFT.grad_input(problem, images, weight)
+
+    with native.force_isa(isa):
+        halves = [both(images) for images in input.chunk(2)]
+        for result, parts in zip(both(input), zip(*halves, strict=True), strict=True):
+            assert torch.equal(result, torch.cat(parts))
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize(("channels", "batch"), [(1, 1), (3, 5), (40, 1), (100, 3)])
 def test_any_number_of_threads_shares_the_work(count, channels, batch):
