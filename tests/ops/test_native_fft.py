@@ -124,11 +124,9 @@ def test_maps_of_several_tiles(isa, size, kernel_size, format):
 
 
 @each_isa
-@pytest.mark.parametrize(
-    "channels", [44, 48]
-)  # which share cache lines of neighbouring pixels, or not
+@pytest.mark.parametrize("channels", [44, 48])
 def test_results_that_outgrow_the_caches_are_the_same(isa, channels):
-    """Some processors write them past the caches."""
+    """Some processors write them past the caches, where no pixels share a line (48 channels)."""
     torch.manual_seed(0)
     input, weight, same = case(channels, (160, 170), (9, 9), batch=4)
     bias = torch.randn(channels)
